@@ -1,0 +1,6 @@
+//! Pure parts.
+#![no_std]
+#![forbid(unsafe_code)]
+extern crate alloc;
+#[cfg(test)]
+extern crate std;

@@ -1,0 +1,3 @@
+//! crates/shim.
+
+fn main() {}
