@@ -1,0 +1,62 @@
+//! Generates the Rust code of the protocols into `crates/proto/src`; no protoc is needed.
+//!
+//! The code is committed, so that reviews and documentation see it; `--check` compares instead of writing.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
+
+/// The protocols: folder below `/proto`, files in it, module below `crates/proto/src`.
+const PROTOCOLS: &[(&str, &[&str], &str)] = &[("pintle/monitor/v1", &["monitor.proto"], "monitor")];
+
+/// Generates all, or compares with what is committed.
+pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
+    let mut stale = Vec::new();
+    for (folder, files, module) in PROTOCOLS {
+        let out = root.join("target/codegen").join(module);
+        let _ = fs::remove_dir_all(&out);
+        fs::create_dir_all(&out)?;
+        let include = root.join("proto");
+        Codegen::new()
+            .out_dir(&out)
+            .inputs(files.iter().map(|f| include.join(folder).join(f)))
+            .include(&include)
+            .rust_protobuf()
+            .customize(Customize { async_all: true, ..Default::default() })
+            .rust_protobuf_customize(ProtobufCustomize::default().gen_mod_rs(false))
+            .run()
+            .with_context(|| format!("generate code of proto/{folder}"))?;
+        let target = root.join("crates/proto/src").join(module);
+        fs::create_dir_all(&target)?;
+        for entry in fs::read_dir(&out)? {
+            let path = entry?.path();
+            let name = path.file_name().context("generated file has no name")?;
+            if name == "mod.rs" {
+                continue;
+            }
+            let text = tidy(&fs::read_to_string(&path)?);
+            let committed = target.join(name);
+            if fs::read_to_string(&committed).ok().as_deref() == Some(&text) {
+                continue;
+            }
+            if check {
+                stale.push(committed.display().to_string());
+            } else {
+                fs::write(&committed, text)?;
+            }
+        }
+    }
+    if !stale.is_empty() {
+        bail!("generated code is stale, run `cargo xtask codegen`: {}", stale.join(", "));
+    }
+    Ok(())
+}
+
+/// Takes trailing blanks away, so that the file passes `git diff --check`.
+fn tidy(text: &str) -> String {
+    let mut out: String = text.lines().map(|l| l.trim_end().to_owned() + "\n").collect();
+    out.truncate(out.trim_end().len());
+    out.push('\n');
+    out
+}
