@@ -4,3 +4,7 @@
 extern crate alloc;
 #[cfg(test)]
 extern crate std;
+
+pub mod argv;
+pub mod notify;
+pub mod sync;
