@@ -1,0 +1,1 @@
+//! The doors: what callers of each protocol see of the engine.
