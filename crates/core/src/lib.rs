@@ -6,5 +6,10 @@ extern crate alloc;
 extern crate std;
 
 pub mod argv;
+pub mod cgroup;
+pub mod exit;
 pub mod notify;
+pub mod record;
+pub mod runtime;
 pub mod sync;
+pub mod wall;
