@@ -7,13 +7,33 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, bail};
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
-/// The protocols: folder below `/proto`, files in it, module below `crates/proto/src`.
-const PROTOCOLS: &[(&str, &[&str], &str)] = &[("pintle/monitor/v1", &["monitor.proto"], "monitor")];
+/// The protocols: folder below `/proto`, files in it, module below `crates/proto/src`, and whether the messages do
+/// without reflection (containerd's are many, and every shim carries them).
+const PROTOCOLS: &[(&str, &[&str], &str, bool)] = &[
+    ("pintle/monitor/v1", &["monitor.proto"], "monitor", false),
+    (
+        "containerd",
+        &[
+            "bootstrap.proto",
+            "events.proto",
+            "linux_runc.proto",
+            "metrics_v1.proto",
+            "metrics_v2.proto",
+            "runc_options.proto",
+            "runtime_info.proto",
+            "runtime_options.proto",
+            "task.proto",
+            "task_events.proto",
+        ],
+        "containerd",
+        true,
+    ),
+];
 
 /// Generates all, or compares with what is committed.
 pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
     let mut stale = Vec::new();
-    for (folder, files, module) in PROTOCOLS {
+    for (folder, files, module, lite) in PROTOCOLS {
         let out = root.join("target/codegen").join(module);
         let _ = fs::remove_dir_all(&out);
         fs::create_dir_all(&out)?;
@@ -24,7 +44,7 @@ pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
             .include(&include)
             .rust_protobuf()
             .customize(Customize { async_all: true, ..Default::default() })
-            .rust_protobuf_customize(ProtobufCustomize::default().gen_mod_rs(false))
+            .rust_protobuf_customize(ProtobufCustomize::default().gen_mod_rs(false).lite_runtime(*lite))
             .run()
             .with_context(|| format!("generate code of proto/{folder}"))?;
         let target = root.join("crates/proto/src").join(module);

@@ -15,6 +15,10 @@ pub mod monitor {
     use self::messages as monitor;
 }
 
+/// containerd's runtime v2 shim protocol.
+#[allow(clippy::all, missing_docs, unused)]
+pub mod containerd;
+
 /// Minor version of the native protocol: grows with each addition.
 pub const PROTOCOL_MINOR: u32 = 1;
 /// Version of the state that a shim hands to its successor at an upgrade.
