@@ -1,1 +1,27 @@
-//! Support for the end-to-end tests.
+//! Support for the end-to-end tests: real containers, and the proof that nothing of them is left.
+//!
+//! A test takes a [`TempDir`] and a [`unique_id`], writes a [`Bundle`], waits with [`wait_for`] (a
+//! condition and a generous deadline, never a fixed time) and ends with [`Leftovers`]. A program that
+//! is missing is a loud failure ([`require_tool`]), never a silent skip.
+
+mod bundle;
+mod census;
+mod crilog;
+mod dirs;
+mod fakeruntime;
+mod leftovers;
+mod pty;
+mod tools;
+mod wait;
+
+pub use bundle::{Bundle, rootfs};
+pub use census::{fds, parent_of, private_dirty_kib, process_alive, process_children, pss_kib, threads};
+pub use crilog::{Record, parse_cri, read_cri, rejoin};
+pub use dirs::{TempDir, unique_id};
+pub use fakeruntime::{Act, FakeRuntime};
+pub use leftovers::Leftovers;
+pub use pty::PtyChild;
+pub use tools::{
+    conmon, containerd_shim, crun, door, full, is_cgroup2, pintle, require_tool, runc, runtimes, scaled, shim,
+};
+pub use wait::{DEADLINE, eventually, output_within, wait_exit, wait_for, wait_for_async};

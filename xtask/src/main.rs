@@ -1,16 +1,63 @@
-//! Tasks of the repository: `cargo xtask COMMAND`.
+//! The tasks of the repository: `cargo xtask TASK`.
+//!
+//! Each task is a module with one `run`; this file only chooses. Nothing here is linked into what is
+//! shipped, and nothing here depends on the crates it builds.
 
+mod build;
+mod ci;
 mod codegen;
+mod nostd;
+mod packages;
+mod sh;
+mod test;
+mod tidy;
 
-use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-fn main() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository");
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    match args.first().map(String::as_str) {
-        Some("codegen") => codegen::run(root, args.get(1).is_some_and(|a| a == "--check")),
-        other => bail!("unknown task {other:?}"),
+const HELP: &str = "\
+usage: cargo xtask TASK [options]
+
+  test [TARGET...] [-- FILTER]  install what is missing, build, run every test (or the named targets)
+       --full                   the full counts instead of the scaled ones
+       --list                   only list the test targets
+  ci                            what decides about a change: fmt, clippy, doc, checks, tests
+  codegen [--check]             regenerate the protocol crate from /proto (or compare)
+  nostd                         build the core for a machine without an operating system
+  tidy                          house rules that neither the compiler nor clippy knows
+  packages [--print]            install the distribution packages that tests need
+  doors                         build the shim and link it under its other names
+";
+
+fn dispatch(task: &str, args: Vec<std::ffi::OsString>) -> Result<()> {
+    match task {
+        "test" => test::run(args),
+        "ci" => ci::run(args),
+        "codegen" => codegen::run(&sh::root(), args.iter().any(|a| a == "--check")),
+        "nostd" => nostd::run(args),
+        "tidy" => tidy::run(args),
+        "packages" => packages::run(args),
+        "doors" => build::run(args),
+        "help" | "-h" | "--help" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => bail!("unknown task {other}\n\n{HELP}"),
+    }
+}
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    let task = args.next().and_then(|t| t.into_string().ok()).unwrap_or_else(|| "help".into());
+    match std::env::set_current_dir(sh::root())
+        .map_err(anyhow::Error::from)
+        .and_then(|()| dispatch(&task, args.collect()))
+    {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask {task}: {e:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -1,0 +1,100 @@
+//! The proof that nothing of a container is left: processes, zombies, mounts, cgroups, state.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::wait::eventually;
+
+/// The words by which what belongs to a test is known: its ids and its directories.
+#[derive(Debug, Default)]
+pub struct Leftovers {
+    words: Vec<String>,
+}
+
+impl Leftovers {
+    /// Everything that carries this word (a unique id, a temporary directory) must go.
+    pub fn of(word: impl AsRef<str>) -> Self {
+        Self { words: vec![word.as_ref().to_string()] }
+    }
+
+    /// And everything that carries this one.
+    #[must_use]
+    pub fn and(mut self, word: impl AsRef<str>) -> Self {
+        self.words.push(word.as_ref().to_string());
+        self
+    }
+
+    /// Waits until nothing is left.
+    ///
+    /// # Panics
+    /// When something stays; the message lists it.
+    #[track_caller]
+    pub fn assert_none(&self) {
+        eventually("nothing to be left", || {
+            let found = self.find();
+            if found.is_empty() { Ok(()) } else { Err(found.join("\n")) }
+        });
+    }
+
+    /// What is there now.
+    pub fn find(&self) -> Vec<String> {
+        let mut found = self.processes();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        found.extend(mounts.lines().filter(|l| self.named(l)).map(|l| format!("mount: {l}")));
+        self.cgroups(Path::new("/sys/fs/cgroup"), 0, &mut found);
+        for state in ["/run/runc", "/run/crun", "/run/user/0/runc", "/run/user/0/crun"] {
+            if let Ok(dir) = fs::read_dir(state) {
+                let left = dir.flatten().map(|e| e.path()).filter(|p| self.names_path(p));
+                found.extend(left.map(|p| format!("runtime state: {}", p.display())));
+            }
+        }
+        found
+    }
+
+    fn named(&self, text: &str) -> bool {
+        self.words.iter().any(|w| text.contains(w.as_str()))
+    }
+
+    fn names_path(&self, path: &Path) -> bool {
+        path.file_name().is_some_and(|n| self.named(&n.to_string_lossy()))
+    }
+
+    /// Processes that carry a word in their command line, and zombies that are children of such.
+    fn processes(&self) -> Vec<String> {
+        let Ok(proc) = fs::read_dir("/proc") else { return Vec::new() };
+        let own = std::process::id();
+        let mut found = Vec::new();
+        for entry in proc.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+            if pid == own {
+                continue;
+            }
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            let cgroup = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+            if self.named(&line) || self.named(&cgroup) {
+                found.push(format!("process: {pid} {line}"));
+            }
+        }
+        found
+    }
+
+    fn cgroups(&self, dir: &Path, depth: usize, found: &mut Vec<String>) {
+        // Containers lie at most a few levels below; the trees of an engine are not walked to their end.
+        if depth > 4 {
+            return;
+        }
+        let Ok(entries) = fs::read_dir(dir) else { return };
+        for entry in entries.flatten() {
+            if !entry.file_type().is_ok_and(|t| t.is_dir()) {
+                continue;
+            }
+            let path: PathBuf = entry.path();
+            if self.names_path(&path) {
+                found.push(format!("cgroup: {}", path.display()));
+            } else {
+                self.cgroups(&path, depth + 1, found);
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! House rules that neither the compiler nor clippy knows.
+
+use std::ffi::OsString;
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::sh;
+
+pub(crate) fn run(_args: Vec<OsString>) -> Result<()> {
+    let list =
+        sh::output(Command::new("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]))?;
+    let mut found = Vec::new();
+    for path in list.lines() {
+        let Ok(text) = fs::read_to_string(path) else { continue };
+        found.extend(check(path, &text));
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    bail!("{} remarks\n{}", found.len(), found.join("\n"));
+}
+
+/// What is wrong with one file, as `path:line: remark`.
+fn check(path: &str, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let rust = path.ends_with(".rs");
+    let generated = path.starts_with("crates/proto/src/") && !path.ends_with("lib.rs");
+    if rust && !generated && !text.starts_with("//!") && !text.starts_with("#![") {
+        found.push(format!("{path}:1: the file does not start with what it is for (//!)"));
+    }
+    // The words are put together here so that this file does not find itself.
+    let unfinished = [
+        concat!("to", "do!("),
+        concat!("unimple", "mented!("),
+        concat!("FIX", "ME"),
+        concat!("#[ig", "nore"),
+    ];
+    let sleeps = [concat!("thread::", "sleep("), concat!("time::", "sleep(")];
+    let machine =
+        [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("../sh", "ared"), concat!(".lib", "rary/")];
+    for (n, line) in text.lines().enumerate() {
+        let at = || format!("{path}:{}", n + 1);
+        if rust && !generated {
+            for word in unfinished.iter().filter(|w| line.contains(**w)) {
+                found.push(format!("{}: unfinished: {word}", at()));
+            }
+        }
+        if path.starts_with("tests/tests/") && sleeps.iter().any(|s| line.contains(s)) {
+            found.push(format!("{}: a test waits for a condition with a deadline, not for a time", at()));
+        }
+        if !path.ends_with(".lock") && machine.iter().any(|m| line.contains(m)) {
+            found.push(format!("{}: a path of one machine", at()));
+        }
+        if rust && line.ends_with(' ') {
+            found.push(format!("{}: space at the end of the line", at()));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check;
+
+    #[test]
+    fn rules() {
+        assert!(check("a.rs", "//! Purpose.\nfn main() {}\n").is_empty());
+        assert_eq!(check("a.rs", "fn main() {}\n").len(), 1);
+        assert_eq!(check("a.rs", concat!("//! A.\nfn f() { to", "do!() }\n")).len(), 1);
+        assert_eq!(check("tests/tests/a.rs", concat!("//! A.\nstd::thread::", "sleep(d);\n")).len(), 1);
+        assert!(check("crates/a.rs", concat!("//! A.\nstd::thread::", "sleep(d);\n")).is_empty());
+        assert_eq!(check("README.md", concat!("see /wo", "rk/main\n")).len(), 1);
+    }
+}
