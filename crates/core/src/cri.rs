@@ -1,0 +1,189 @@
+//! The CRI log format, which conmon calls k8s-file: `TIMESTAMP STREAM TAG CONTENT`, one record per line.
+//!
+//! A record never holds more than one line feed, and it is its last byte: a file of records can be cut at any line
+//! feed. `F` ends a line, `P` is a piece of one that goes on in the next record of the same stream.
+
+use crate::line::{Stream, segments};
+use crate::time::STAMP_LEN;
+use alloc::vec::Vec;
+
+/// Bytes before the content: timestamp, blank, stream, blank, tag, blank.
+pub const PREFIX_LEN: usize = STAMP_LEN + 10;
+
+/// Appends the records of one chunk to `out`; all of them get the same timestamp, that of the read.
+pub fn encode(out: &mut Vec<u8>, stamp: &[u8; STAMP_LEN], stream: Stream, chunk: &[u8]) {
+    let mut prefix = [b' '; PREFIX_LEN];
+    for (to, from) in
+        prefix.iter_mut().zip(stamp.iter().chain(b" ").chain(stream.name().as_bytes()).chain(b" F "))
+    {
+        *to = *from;
+    }
+    // Room for short lines; longer buffers grow once and stay for the next chunk.
+    out.reserve(chunk.len() + PREFIX_LEN + 1);
+    for segment in segments(chunk) {
+        if let Some(tag) = prefix.get_mut(PREFIX_LEN - 2) {
+            *tag = if segment.complete { b'F' } else { b'P' };
+        }
+        out.reserve(PREFIX_LEN + segment.bytes.len() + 1);
+        out.extend_from_slice(&prefix);
+        out.extend_from_slice(segment.bytes);
+        if !segment.complete {
+            out.push(b'\n');
+        }
+    }
+}
+
+/// One record of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// The timestamp as written.
+    pub stamp: &'a [u8],
+    /// The stream.
+    pub stream: Stream,
+    /// The record ends a line (`F`).
+    pub complete: bool,
+    /// The content without the record's line feed.
+    pub content: &'a [u8],
+}
+
+impl Record<'_> {
+    /// Bytes of the container's output in this record.
+    pub fn payload_len(&self) -> usize {
+        self.content.len() + usize::from(self.complete)
+    }
+}
+
+/// Why a line is no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Fewer than four fields.
+    #[error("log record has fewer than four fields")]
+    Fields,
+    /// A stream other than `stdout` and `stderr`.
+    #[error("log record names an unknown stream")]
+    Stream,
+    /// A tag that does not begin with `P` or `F`.
+    #[error("log record has an unknown tag")]
+    Tag,
+}
+
+/// Reads one record; `line` may or may not end with its line feed. Tags after a colon are ignored.
+///
+/// # Errors
+/// [`RecordError`] says what is missing.
+pub fn parse(line: &[u8]) -> Result<Record<'_>, RecordError> {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    let mut fields = line.splitn(4, |b| *b == b' ');
+    let (Some(stamp), Some(stream), Some(tag), Some(content)) =
+        (fields.next(), fields.next(), fields.next(), fields.next())
+    else {
+        return Err(RecordError::Fields);
+    };
+    let stream = match stream {
+        b"stdout" => Stream::Stdout,
+        b"stderr" => Stream::Stderr,
+        _ => return Err(RecordError::Stream),
+    };
+    let complete = match tag.split(|b| *b == b':').next() {
+        Some(b"F") => true,
+        Some(b"P") => false,
+        _ => return Err(RecordError::Tag),
+    };
+    Ok(Record { stamp, stream, complete, content })
+}
+
+/// The whole records in `bytes`, without line feed.
+pub fn records(bytes: &[u8]) -> impl Iterator<Item = Result<Record<'_>, RecordError>> {
+    bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()).map(parse)
+}
+
+/// Bytes of the container's output in encoded records, and how many records they are. What is no record counts with
+/// its whole length.
+pub fn payload(bytes: &[u8]) -> (u64, u64) {
+    let (mut sum, mut count) = (0u64, 0u64);
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let len = memchr::memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
+        let (line, tail) = rest.split_at(len);
+        sum += parse(line).map_or(line.len(), |r| r.payload_len()) as u64;
+        count += 1;
+        rest = tail;
+    }
+    (sum, count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::string::String;
+
+    const STAMP: &[u8; STAMP_LEN] = b"2026-11-23T20:15:45.133617925+00:00";
+
+    fn check(stream: Stream, chunk: &[u8], expected: &str) {
+        let mut out = Vec::new();
+        encode(&mut out, STAMP, stream, chunk);
+        assert_eq!(
+            String::from_utf8_lossy(&out),
+            expected.replace('@', "2026-11-23T20:15:45.133617925+00:00")
+        );
+    }
+
+    #[test]
+    fn goldens() {
+        check(Stream::Stdout, b"line39\n", "@ stdout F line39\n");
+        check(Stream::Stderr, b"\n", "@ stderr F \n");
+        check(Stream::Stdout, b"a\nb", "@ stdout F a\n@ stdout P b\n");
+        check(Stream::Stdout, b"cr\r\n", "@ stdout F cr\r\n");
+        check(Stream::Stdout, b"", "");
+    }
+
+    #[test]
+    fn prefix_has_45_bytes_and_content_is_verbatim() {
+        let mut out = Vec::new();
+        encode(&mut out, STAMP, Stream::Stdout, b"\0\xff \n");
+        assert_eq!(out.len(), 45 + 4);
+        assert_eq!(parse(&out).unwrap().content, b"\0\xff ");
+    }
+
+    #[test]
+    fn parse_refuses() {
+        assert_eq!(parse(b"x stdout F"), Err(RecordError::Fields));
+        assert_eq!(parse(b"x stdin F y"), Err(RecordError::Stream));
+        assert_eq!(parse(b"x stdout Q y"), Err(RecordError::Tag));
+        assert!(parse(b"x stdout P:tag y").is_ok_and(|r| !r.complete));
+    }
+
+    proptest! {
+        // Inputs are long; a few cases say as much as many.
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn records_rejoin_to_the_input(
+            chunks in proptest::collection::vec((any::<bool>(), proptest::collection::vec(prop_oneof![9 => any::<u8>(), 1 => Just(b'\n')], 0..9000)), 0..8)
+        ) {
+            let mut out = Vec::new();
+            for (err, chunk) in &chunks {
+                encode(&mut out, STAMP, if *err { Stream::Stderr } else { Stream::Stdout }, chunk);
+            }
+            let mut joined = [Vec::new(), Vec::new()];
+            for record in records(&out) {
+                let record = record.unwrap();
+                prop_assert!(record.payload_len() <= crate::line::MAX_RECORD);
+                let to = &mut joined[record.stream.index()];
+                to.extend_from_slice(record.content);
+                if record.complete { to.push(b'\n'); }
+            }
+            for (at, want) in joined.iter().enumerate() {
+                let input: Vec<u8> = chunks.iter().filter(|c| usize::from(c.0) == at).flat_map(|c| c.1.iter().copied()).collect();
+                prop_assert_eq!(want, &input);
+            }
+            prop_assert_eq!(payload(&out).0, chunks.iter().map(|c| c.1.len() as u64).sum::<u64>());
+        }
+
+        #[test]
+        fn parse_never_panics(line in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&line);
+        }
+    }
+}
