@@ -100,11 +100,14 @@ pub struct JournalError {
     pub at: usize,
 }
 
+/// Name and value.
+pub type Field<'a> = (&'a [u8], &'a [u8]);
+
 /// Reads the fields of a datagram as names and values, in order.
 ///
 /// # Errors
 /// [`JournalError`] if a length does not fit or a field is not ended.
-pub fn fields(datagram: &[u8]) -> Result<Vec<(&[u8], &[u8])>, JournalError> {
+pub fn fields(datagram: &[u8]) -> Result<Vec<Field<'_>>, JournalError> {
     let mut out = Vec::new();
     let mut at = 0usize;
     while let Some(rest) = datagram.get(at..).filter(|rest| !rest.is_empty()) {
