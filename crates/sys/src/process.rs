@@ -1,0 +1,134 @@
+//! What a process may say about itself and others: subreaper, oom score, start times, reaping.
+#![allow(unsafe_code)]
+
+use pintle_core::exit::WaitStatus;
+use std::io;
+
+/// A child that has ended and was reaped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reaped {
+    /// Its pid, free for reuse from now on.
+    pub pid: i32,
+    /// How it ended.
+    pub status: WaitStatus,
+}
+
+/// Makes the calling process the one that orphans below it are given to.
+///
+/// # Errors
+/// As `prctl`.
+pub fn set_subreaper() -> io::Result<()> {
+    // SAFETY: prctl with integers only.
+    let rc = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Reaps one child that has ended, if there is one. `Ok(None)`: none has ended, or there are no children.
+///
+/// # Errors
+/// As `waitid`, except `ECHILD` and `EINTR`.
+pub fn reap_any() -> io::Result<Option<Reaped>> {
+    loop {
+        // SAFETY: siginfo_t is plain data; all zeroes is a valid value of it.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the pointer is to a local siginfo_t.
+        let rc = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG) };
+        if rc < 0 {
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINTR) => continue,
+                Some(libc::ECHILD) => return Ok(None),
+                _ => return Err(error),
+            }
+        }
+        // SAFETY: waitid filled the child fields, or left zeroes.
+        let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+        if pid == 0 {
+            return Ok(None);
+        }
+        if let Some(status) = WaitStatus::from_siginfo(info.si_code, status) {
+            return Ok(Some(Reaped { pid, status }));
+        }
+    }
+}
+
+/// The fields of `/proc/PID/stat` that matter here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcStat {
+    /// State letter; `Z` is a zombie.
+    pub state: u8,
+    /// Parent.
+    pub ppid: i32,
+    /// Start time in clock ticks since boot.
+    pub start: u64,
+    /// Status word of a zombie, 0 where it may not be seen.
+    pub exit_code: i32,
+}
+
+/// Parses `/proc/PID/stat`. The name in it may hold anything, so parsing starts at the last `)`.
+pub fn parse_stat(text: &str) -> Option<ProcStat> {
+    let rest = &text[text.rfind(')')? + 1..];
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    Some(ProcStat {
+        state: *fields.first()?.as_bytes().first()?,
+        ppid: fields.get(1)?.parse().ok()?,
+        start: fields.get(19)?.parse().ok()?,
+        exit_code: fields.get(49).and_then(|f| f.parse().ok()).unwrap_or(0),
+    })
+}
+
+/// Reads `/proc/PID/stat`. `None` if there is no such process.
+pub fn stat(pid: i32) -> Option<ProcStat> {
+    let bytes = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&String::from_utf8_lossy(&bytes))
+}
+
+/// The start time of a process in clock ticks since boot; together with the pid and the boot id it names a process
+/// for ever. 0 if there is no such process.
+pub fn start_time(pid: i32) -> u64 {
+    stat(pid).map_or(0, |s| s.start)
+}
+
+/// Reads the own oom score adjustment.
+pub fn oom_score_adj() -> Option<i32> {
+    std::fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
+}
+
+/// Sets the own oom score adjustment.
+///
+/// # Errors
+/// As writing `/proc/self/oom_score_adj`: lowering it needs CAP_SYS_RESOURCE.
+pub fn set_oom_score_adj(value: i32) -> io::Result<()> {
+    std::fs::write("/proc/self/oom_score_adj", value.to_string())
+}
+
+/// Gives memory that the allocator holds but does not use back to the kernel.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim may be called at any time from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_with_a_bad_name() {
+        let text = "12 (a) b) (c) S 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 1 1";
+        let stat = parse_stat(text).unwrap();
+        assert_eq!((stat.state, stat.ppid, stat.start), (b'S', 7, 4242));
+        assert_eq!(parse_stat("12 (x"), None);
+        assert_eq!(parse_stat(""), None);
+        assert_eq!(parse_stat("1 (é)"), None);
+    }
+
+    #[test]
+    fn own_start_time() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        assert!(start_time(pid) > 0);
+        assert_eq!(start_time(0), 0);
+    }
+}
