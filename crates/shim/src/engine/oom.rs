@@ -1,0 +1,159 @@
+//! Watching a container's cgroup for OOM kills.
+//!
+//! Facts come from the kernel's counters only; notifications merely say when to look. So a notification that also
+//! comes with the removal of a cgroup (v1) is no kill, and a kill whose notification comes late is still counted by the
+//! last look before the exit record is written.
+
+use super::cgroup::{CgroupDir, Cgroups, for_each_below};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use pintle_core::cgroup::{MemoryEvents, OomCounter, OomVerdict, parse_memory_events};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// The files of one level, held open from the start.
+struct Level {
+    dir: CgroupDir,
+    events: File,
+    failcnt: Option<File>,
+}
+
+impl Level {
+    fn open(dir: &CgroupDir) -> Option<Self> {
+        let name = if dir.unified { "memory.events" } else { "memory.oom_control" };
+        let events = File::open(dir.path.join(name)).ok()?;
+        let failcnt = if dir.unified { None } else { File::open(dir.path.join("memory.failcnt")).ok() };
+        Some(Self { dir: dir.clone(), events, failcnt })
+    }
+
+    /// `None` once the cgroup is gone.
+    fn read(&self, with_nested: bool) -> Option<MemoryEvents> {
+        let mut events = parse_memory_events(&read_at_start(&self.events)?)?;
+        if let Some(failcnt) = &self.failcnt {
+            // v1 has no count of OOMs; how often the limit was hit tells the level apart.
+            events.oom = read_at_start(failcnt).and_then(|t| t.trim().parse().ok()).unwrap_or(0);
+            if with_nested {
+                // v1 books a kill on the victim's own cgroup only.
+                let mut sum = 0u64;
+                for_each_below(&self.dir.path, 256, &mut |path| {
+                    if path != self.dir.path {
+                        let text =
+                            std::fs::read_to_string(path.join("memory.oom_control")).unwrap_or_default();
+                        sum = sum.saturating_add(parse_memory_events(&text).map_or(0, |e| e.oom_kill));
+                    }
+                });
+                events.oom_kill = events.oom_kill.saturating_add(sum);
+            }
+        }
+        Some(events)
+    }
+}
+
+fn read_at_start(file: &File) -> Option<String> {
+    let mut buffer = [0u8; 1024];
+    let n = file.read_at(&mut buffer, 0).ok()?;
+    Some(String::from_utf8_lossy(&buffer[..n]).into_owned())
+}
+
+/// The watch over one container. Dropping it ends it.
+pub struct OomWatch {
+    own: Level,
+    parent: Option<Level>,
+    notify: Option<AsyncFd<OwnedFd>>,
+    counter: Mutex<OomCounter>,
+}
+
+impl OomWatch {
+    /// Starts to watch. `None` where there is no memory controller for the container.
+    ///
+    /// # Errors
+    /// If the notification cannot be set up; the counters would work without it, so callers may go on.
+    pub fn open(cgroups: &Cgroups) -> io::Result<Option<Self>> {
+        let Some(mut dir) = cgroups.dir("memory") else { return Ok(None) };
+        // A nested leaf without the controller (systemd in a container): the first level above that has it counts.
+        let own = loop {
+            if let Some(level) = Level::open(&dir) {
+                break level;
+            }
+            let Some(parent) = dir.path.parent().filter(|p| p.join("cgroup.procs").exists()) else {
+                return Ok(None);
+            };
+            dir.path = parent.to_path_buf();
+        };
+        let parent = own.dir.path.parent().map(Path::to_path_buf);
+        let parent = parent.and_then(|path| Level::open(&CgroupDir { path, unified: own.dir.unified }));
+        let notify = if own.dir.unified { inotify(&own.dir.path)? } else { eventfd(&own)? };
+        let start_own = own.read(true).unwrap_or_default();
+        let start_parent = parent.as_ref().and_then(|p| p.read(false)).unwrap_or_default();
+        let notify = Some(super::ready::async_fd(notify, Interest::READABLE)?);
+        let counter = Mutex::new(OomCounter::new(start_own, start_parent));
+        Ok(Some(Self { own, parent, notify, counter }))
+    }
+
+    /// Reads the counters now; answers how many kills are new.
+    pub fn look(&self) -> u64 {
+        let Some(own) = self.own.read(true) else { return 0 };
+        let parent = self.parent.as_ref().and_then(|p| p.read(false));
+        self.counter.lock().unwrap_or_else(PoisonError::into_inner).observe(own, parent)
+    }
+
+    /// The facts so far.
+    pub fn verdict(&self, init_sigkilled: bool) -> OomVerdict {
+        self.counter.lock().unwrap_or_else(PoisonError::into_inner).verdict(init_sigkilled)
+    }
+
+    /// Looks a last time and gives the facts. Call it before the cgroup is deleted.
+    pub fn last_look(&self, init_sigkilled: bool) -> OomVerdict {
+        self.look();
+        self.verdict(init_sigkilled)
+    }
+
+    /// Waits until at least one new kill is counted; answers how many. Cancel-safe.
+    pub async fn next(&self) -> u64 {
+        loop {
+            let Some(notify) = &self.notify else { return std::future::pending().await };
+            match notify.readable().await {
+                Ok(mut ready) => {
+                    let mut buffer = [0u8; 4096];
+                    while nix::unistd::read(notify.get_ref(), &mut buffer).is_ok_and(|n| n > 0) {}
+                    ready.clear_ready();
+                }
+                Err(_) => return std::future::pending().await,
+            }
+            // v1 notifies before it kills: the count follows a little later.
+            for pause in [0u64, 5, 20, 100, 400] {
+                if pause > 0 {
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
+                let new = self.look();
+                if new > 0 {
+                    return new;
+                }
+            }
+            // The cgroup may be gone, in which case the descriptor can stay readable: that must not spin.
+            if !self.own.dir.path.exists() {
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
+fn inotify(dir: &Path) -> io::Result<OwnedFd> {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    inotify.add_watch(&dir.join("memory.events"), AddWatchFlags::IN_MODIFY)?;
+    Ok(inotify.into())
+}
+
+fn eventfd(level: &Level) -> io::Result<OwnedFd> {
+    let fd = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    let line = format!("{} {}", fd.as_raw_fd(), level.events.as_raw_fd());
+    std::fs::write(level.dir.path.join("cgroup.event_control"), line)?;
+    Ok(fd.into())
+}
