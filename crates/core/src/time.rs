@@ -2,34 +2,10 @@
 //!
 //! Reading the clock and the time zone is `pintle-sys`'s work; here is only arithmetic.
 
+use crate::wall::WallTime;
+
 /// Length of every timestamp this module writes.
 pub const STAMP_LEN: usize = 35;
-
-/// A point of the wall clock: seconds and nanoseconds since 1970 in UTC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WallTime {
-    /// Seconds since the epoch; negative before it.
-    pub secs: i64,
-    /// Nanoseconds within the second, below 1 000 000 000.
-    pub nanos: u32,
-}
-
-impl WallTime {
-    /// Builds a time; nanoseconds beyond a second are carried over.
-    pub fn new(secs: i64, nanos: u32) -> Self {
-        Self { secs: secs.saturating_add(i64::from(nanos / 1_000_000_000)), nanos: nanos % 1_000_000_000 }
-    }
-
-    /// Nanoseconds since the epoch, clamped to what 64 bits hold (the years 1677 to 2262).
-    pub fn as_nanos(self) -> i64 {
-        self.secs.saturating_mul(1_000_000_000).saturating_add(i64::from(self.nanos))
-    }
-
-    /// The opposite of [`as_nanos`](Self::as_nanos).
-    pub fn from_nanos(nanos: i64) -> Self {
-        Self { secs: nanos.div_euclid(1_000_000_000), nanos: nanos.rem_euclid(1_000_000_000) as u32 }
-    }
-}
 
 /// Writes timestamps into a fixed buffer and computes the calendar only when the second changes.
 #[derive(Clone, Debug)]
@@ -186,11 +162,6 @@ mod tests {
                 let fresh = String::from_utf8_lossy(Stamper::new().stamp(now, zone * 3600)).to_string();
                 prop_assert_eq!(fresh.as_bytes(), &cached.stamp(now, zone * 3600)[..]);
             }
-        }
-
-        #[test]
-        fn nanoseconds_round_trip(n in any::<i64>()) {
-            prop_assert_eq!(WallTime::from_nanos(n).as_nanos(), n);
         }
     }
 }

@@ -1,7 +1,15 @@
 //! The kernel interface of the pintle container monitor: a safe API over the system calls it needs.
 
 pub mod atomic;
+pub mod bytes;
 pub mod clock;
+pub mod datagram;
+pub mod fdpass;
+pub mod mem;
 pub mod peer;
 pub mod pidfd;
 pub mod process;
+pub mod pty;
+pub mod seqpacket;
+pub mod watch;
+pub mod zone;
