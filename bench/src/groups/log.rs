@@ -1,0 +1,234 @@
+//! Log throughput, CPU for each GiB, and attach throughput.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::fd::AsRawFd,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::Scale;
+use crate::{
+    lab::{Lab, Who, until},
+    report::Report,
+};
+
+/// Name, line bytes, bytes a write, share of the full amount, goals: CPU over conmon, speed over conmon.
+const CASES: &[(&str, usize, usize, f64, f64, f64)] = &[
+    ("80-byte lines", 80, 65536, 1.0, 0.25, 3.0),
+    ("16 KiB lines", 16384, 65536, 1.0, 0.4, 2.0),
+    ("no newline", 0, 65536, 1.0, 0.4, 2.0),
+    ("1-byte lines", 2, 65536, 0.0625, 0.2, 4.5),
+    ("one write per line", 80, 0, 0.25, 1.0 / 3.0, 1.2),
+];
+
+/// Both monitors and the floor in turn, for each shape of output.
+pub(crate) fn log(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
+    let whole = scale.of(512 << 20, 64 << 20);
+    let rounds = scale.of(5, 2);
+    let empty: Vec<f64> = Who::BOTH
+        .iter()
+        .map(|w| Ok(run(lab, *w, "k8s-file", 0, 80, 65536, false)?.1))
+        .collect::<Result<_>>()?;
+    let one = |report: &mut Report,
+               case: &str,
+               driver: &str,
+               line: usize,
+               write: usize,
+               bytes: usize,
+               both: bool|
+     -> Result<()> {
+        let gib = bytes as f64 / f64::from(1 << 30);
+        let (mut cpu, mut speed) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+        for _ in 0..rounds {
+            for (i, who) in Who::BOTH.into_iter().enumerate() {
+                let (wall, used) = run(lab, who, driver, bytes, line, write, both)?;
+                cpu[i].push((used - empty[i]).max(0.0) / gib);
+                speed[i].push(gib * 1024.0 / wall);
+            }
+        }
+        for (i, who) in Who::BOTH.into_iter().enumerate() {
+            report.add("log", format!("{case}: CPU"), "s/GiB", who.name(), std::mem::take(&mut cpu[i]));
+            report.add_more(
+                "log",
+                format!("{case}: speed"),
+                "MiB/s",
+                who.name(),
+                std::mem::take(&mut speed[i]),
+            );
+        }
+        Ok(())
+    };
+    for (case, line, write, share, cpu_goal, speed_goal) in CASES {
+        let bytes = (whole as f64 * share) as usize;
+        one(report, case, "k8s-file", *line, *write, bytes, false)?;
+        let floor: Vec<f64> = (0..rounds).map(|_| cat(lab, bytes, *line, *write)).collect::<Result<_>>()?;
+        report.add("log", format!("{case}: CPU"), "s/GiB", "floor", floor);
+        let best =
+            |what: &str, who: &str, part: f64| report.value("log", &format!("{case}: {what}"), who, part);
+        let cpu = best("CPU", "pintle", 0.5).zip(best("CPU", "conmon", 0.5)).map(|(a, b)| a / b);
+        let over = best("CPU", "pintle", 0.5).zip(best("CPU", "floor", 0.5)).map(|(a, b)| a / b);
+        let speed = best("speed", "pintle", 0.5).zip(best("speed", "conmon", 0.5)).map(|(a, b)| a / b);
+        report.goal(format!("log CPU over conmon, {case}"), cpu, *cpu_goal, false, "x");
+        report.goal(format!("log speed over conmon, {case}"), speed, *speed_goal, true, "x");
+        match *case {
+            "80-byte lines" => {
+                report.goal("log CPU over `cat pipe > file`, 80-byte lines", over, 1.6, false, "x")
+            }
+            "16 KiB lines" => {
+                report.goal("log CPU over `cat pipe > file`, 16 KiB lines", over, 1.15, false, "x")
+            }
+            _ => {}
+        }
+    }
+    one(report, "both streams, 80-byte lines", "k8s-file", 80, 65536, whole / 2, true)?;
+    one(report, "driver none", "none", 80, 65536, whole / 2, false)?;
+    Ok(())
+}
+
+/// One container that writes; gives wall seconds from start to exit file and CPU seconds of the monitor.
+fn run(
+    lab: &Lab,
+    who: Who,
+    driver: &str,
+    bytes: usize,
+    line: usize,
+    write: usize,
+    both: bool,
+) -> Result<(f64, f64)> {
+    let args = [
+        "load".to_owned(),
+        bytes.to_string(),
+        line.to_string(),
+        write.to_string(),
+        if both { "both" } else { "one" }.to_owned(),
+    ];
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let one = lab.create(who, &args, driver, &[], None)?;
+    let began = Instant::now();
+    lab.start(&one)?;
+    until(Duration::from_secs(300), || Ok(one.exit_file.exists().then_some(())))?;
+    let wall = began.elapsed().as_secs_f64();
+    let cpu = lab.reap(&one)?;
+    if driver == "k8s-file" {
+        ensure!(fs::metadata(&one.log)?.len() as usize >= bytes, "{} lost bytes", who.name());
+    }
+    fs::remove_dir_all(&one.bundle)?;
+    let _ = fs::remove_file(&one.exit_file);
+    Ok((wall, cpu))
+}
+
+/// CPU seconds for each GiB of copying the same input from a pipe to a file, with 64 KiB buffers.
+fn cat(lab: &Lab, bytes: usize, line: usize, write: usize) -> Result<f64> {
+    let mut child = Command::new(lab.dir.join("rootfs/bin/load"))
+        .args([bytes.to_string(), line.to_string(), write.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut pipe = child.stdout.take().context("no pipe")?;
+    let path = lab.dir.join("floor");
+    let mut file = fs::File::create(&path)?;
+    let mut buffer = vec![0; 65536];
+    let before = own_cpu()?;
+    loop {
+        let n = pipe.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        file.write_all(&buffer[..n])?;
+    }
+    let used = own_cpu()? - before;
+    child.wait()?;
+    fs::remove_file(path)?;
+    Ok(used / (bytes as f64 / f64::from(1 << 30)))
+}
+
+fn own_cpu() -> Result<f64> {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
+    let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
+    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
+}
+
+/// Attach clients of the conmon socket: one, sixteen, and sixteen of which one does not read.
+pub(crate) fn attach(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
+    let bytes = scale.of(512 << 20, 64 << 20);
+    let rounds = scale.of(5, 2);
+    for (case, clients, stalled) in
+        [("1 client", 1, false), ("16 clients", 16, false), ("16 clients, one stalled", 15, true)]
+    {
+        for round in 0..rounds {
+            for who in Who::BOTH {
+                // conmon waits for a client that does not read for ever.
+                if who == Who::Conmon && stalled {
+                    continue;
+                }
+                let speed = attached(lab, who, bytes, clients, stalled)
+                    .with_context(|| format!("{case}, round {round}, {}", who.name()))?;
+                match report
+                    .series
+                    .iter_mut()
+                    .find(|s| s.group == "attach" && s.case == case && s.who == who.name())
+                {
+                    Some(series) => series.samples.push(speed),
+                    None => report.add_more("attach", case, "MiB/s", who.name(), vec![speed]),
+                }
+            }
+        }
+    }
+    let at = |case, who| report.value("attach", case, who, 0.5);
+    let ratio = at("1 client", "pintle").zip(at("1 client", "conmon")).map(|(a, b)| a / b);
+    let slowed = at("16 clients, one stalled", "pintle")
+        .zip(at("16 clients", "pintle"))
+        .map(|(a, b)| (1.0 - a / b) * 100.0);
+    report.goal("attach throughput over conmon, 1 client", ratio, 1.5, true, "x");
+    report.goal("container slowed by a stalled 16th client", slowed, 5.0, false, "%");
+    Ok(())
+}
+
+fn attached(lab: &Lab, who: Who, bytes: usize, clients: usize, stalled: bool) -> Result<f64> {
+    let script = format!("read x; exec load {bytes} 0 65536");
+    let one = lab.create(who, &["sh", "-c", &script], "none", &["-i"], None)?;
+    lab.start(&one)?;
+    let socket = lab.dir.join("s").join(&one.id).join("attach");
+    until(Duration::from_secs(20), || Ok(socket.exists().then_some(())))?;
+    let connect = || -> Result<fs::File> {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket as make};
+        let fd = make(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        connect(fd.as_raw_fd(), &UnixAddr::new(&socket)?)?;
+        Ok(fs::File::from(fd))
+    };
+    let quiet = if stalled { Some(connect()?) } else { None };
+    let mut readers = Vec::new();
+    for _ in 0..clients {
+        readers.push(connect()?);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let mut first = readers.first().context("no client")?.try_clone()?;
+    let began = Instant::now();
+    first.write_all(b"go\n")?;
+    let threads: Vec<_> = readers
+        .into_iter()
+        .map(|mut file| {
+            std::thread::spawn(move || -> Result<usize> {
+                let (mut buffer, mut got) = (vec![0; 65536], 0);
+                while got < bytes {
+                    match file.read(&mut buffer)? {
+                        0 => break,
+                        n => got += n - 1,
+                    }
+                }
+                Ok(got)
+            })
+        })
+        .collect();
+    for thread in threads {
+        let got = thread.join().ok().context("a reader failed")??;
+        ensure!(got >= bytes, "a client got {got} of {bytes} bytes");
+    }
+    let wall = began.elapsed().as_secs_f64();
+    drop(quiet);
+    lab.end(&one)?;
+    Ok(bytes as f64 / f64::from(1 << 20) / wall)
+}

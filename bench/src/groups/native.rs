@@ -1,0 +1,179 @@
+//! The native protocol: call latency, and reopening the log under load.
+
+use std::{
+    collections::HashMap,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use pintle_proto::monitor::{
+    EventsRequest, ExecRequest, ExecSyncRequest, ReopenLogRequest, StateRequest, StatsRequest, WaitRequest,
+    service::MonitorClient,
+};
+use tokio::runtime::{Builder, Runtime};
+use ttrpc::context::Context;
+
+use super::Scale;
+use crate::{
+    lab::{Lab, Who, until},
+    report::Report,
+};
+
+/// State directory of the monitors of this run.
+pub(crate) fn state_dir() -> PathBuf {
+    PathBuf::from(format!("/dev/shm/pintle-bench-{}/n", std::process::id()))
+}
+
+/// A connection to a shim's native socket, driven from this thread.
+pub(crate) struct Client {
+    rt: Runtime,
+    client: MonitorClient,
+}
+
+fn context() -> Context {
+    Context { metadata: HashMap::new(), timeout_nano: 60_000_000_000 }
+}
+
+impl Client {
+    /// Waits for the socket and connects.
+    pub(crate) fn connect(id: &str) -> Result<Client> {
+        let socket = state_dir().join(id).join("monitor.sock");
+        until(Duration::from_secs(20), || Ok(socket.exists().then_some(()))).context("native socket")?;
+        let rt = Builder::new_current_thread().enable_all().build()?;
+        let client = rt.block_on(async {
+            ttrpc::asynchronous::Client::connect(&format!("unix://{}", socket.display())).await
+        })?;
+        Ok(Client { rt, client: MonitorClient::new(client) })
+    }
+
+    /// Starts one process; output is discarded.
+    pub(crate) fn exec(&self, process: &str) -> Result<()> {
+        let request = ExecRequest { process_json: process.to_owned(), ..Default::default() };
+        self.rt.block_on(self.client.exec(context(), &request))?;
+        Ok(())
+    }
+
+    /// Runs one process to its end.
+    pub(crate) fn exec_sync(&self, args: &[&str]) -> Result<()> {
+        self.rt.block_on(self.client.exec_sync(context(), &sync(args)))?;
+        Ok(())
+    }
+
+    /// Runs `n` processes at once, and gives the time until the last has answered.
+    pub(crate) fn exec_parallel(&self, n: usize) -> Result<Duration> {
+        let began = Instant::now();
+        self.rt.block_on(async {
+            let calls: Vec<_> = (0..n)
+                .map(|_| {
+                    let client = self.client.clone();
+                    tokio::spawn(async move { client.exec_sync(context(), &sync(&["/bin/true"])).await })
+                })
+                .collect();
+            for call in calls {
+                call.await??;
+            }
+            anyhow::Ok(())
+        })?;
+        Ok(began.elapsed())
+    }
+}
+
+fn sync(args: &[&str]) -> ExecSyncRequest {
+    ExecSyncRequest { args: args.iter().map(|a| (*a).to_owned()).collect(), ..Default::default() }
+}
+
+/// `n` calls of State on one connection.
+pub(crate) fn call_many(id: &str, n: usize) -> Result<()> {
+    let client = Client::connect(id)?;
+    for _ in 0..n {
+        client.rt.block_on(client.client.state(context(), &StateRequest::new()))?;
+    }
+    Ok(())
+}
+
+/// `n` connections, one after the other, each with one call.
+pub(crate) fn connect_many(id: &str, n: usize) -> Result<()> {
+    for _ in 0..n {
+        call_many(id, 1)?;
+    }
+    Ok(())
+}
+
+/// State, stats and wait.
+pub(crate) fn rpc(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
+    let one = lab.create(Who::Pintle, &["sleep", "100000"], "k8s-file", &[], None)?;
+    lab.start(&one)?;
+    let rounds = scale.of(2000, 200);
+    let c = Client::connect(&one.id)?;
+    let mut took: HashMap<&str, Vec<f64>> = HashMap::new();
+    for _ in 0..rounds {
+        let mut call = |name: &'static str, began: Instant| {
+            took.entry(name).or_default().push(began.elapsed().as_secs_f64() * 1e6)
+        };
+        let began = Instant::now();
+        c.rt.block_on(c.client.state(context(), &StateRequest::new()))?;
+        call("State", began);
+        let began = Instant::now();
+        c.rt.block_on(c.client.stats(context(), &StatsRequest::new()))?;
+        call("Stats", began);
+        let began = Instant::now();
+        // The container lives, so the answer is DEADLINE_EXCEEDED after the least time; that it answers is the point.
+        let _ = c.rt.block_on(c.client.poll_events(context(), &EventsRequest::new()))?;
+        call("PollEvents", began);
+    }
+    for name in ["State", "Stats", "PollEvents"] {
+        report.add("native", name, "us", "pintle", took.remove(name).unwrap_or_default());
+        let p50 = report.value("native", name, "pintle", 0.5);
+        let p99 = report.value("native", name, "pintle", 0.99);
+        report.goal(format!("{name} RPC, p50"), p50, 80.0, false, "us");
+        report.goal(format!("{name} RPC, p99"), p99, 1000.0, false, "us");
+    }
+    let mut runtime = Vec::new();
+    for _ in 0..scale.of(30, 5) {
+        let began = Instant::now();
+        lab.runc(&["state", &one.id])?;
+        runtime.push(began.elapsed().as_secs_f64() * 1e6);
+    }
+    report.add("native", "State", "us", "floor", runtime);
+    // Wait on an ended container answers from memory.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(one.pid as i32), nix::sys::signal::Signal::SIGKILL)?;
+    let waited = c.rt.block_on(c.client.wait(context(), &WaitRequest::new()))?;
+    ensure!(waited.exit.signal == 9, "wait answered {waited:?}");
+    lab.reap(&one)?;
+    Ok(())
+}
+
+/// Latency of ReopenLog while the container writes at full speed (512 MiB at most in all).
+pub(crate) fn reopen(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
+    let bytes = scale.of(512 << 20, 64 << 20).to_string();
+    let one = lab.create(Who::Pintle, &["load", &bytes, "80", "65536"], "k8s-file", &[], None)?;
+    let c = Client::connect(&one.id)?;
+    lab.start(&one)?;
+    let mut took = Vec::new();
+    let mut old = None::<(PathBuf, u64)>;
+    for round in 0.. {
+        if one.exit_file.exists() || round > 2000 {
+            break;
+        }
+        let moved = one.bundle.join(format!("ctr.log.{round}"));
+        fs::rename(&one.log, &moved)?;
+        let began = Instant::now();
+        match c.rt.block_on(c.client.reopen_log(context(), &ReopenLogRequest::new())) {
+            Ok(_) => took.push(began.elapsed().as_secs_f64() * 1e3),
+            Err(_) => break,
+        }
+        let inode = fs::metadata(&moved)?.ino();
+        if let Some((path, _)) = old.replace((moved, inode)) {
+            let _ = fs::remove_file(path);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    report.add("reopen", "ReopenLog under load", "ms", "pintle", took);
+    let p99 = report.value("reopen", "ReopenLog under load", "pintle", 0.99);
+    report.goal("ReopenLog under load, p99", p99, 20.0, false, "ms");
+    lab.reap(&one)?;
+    Ok(())
+}
