@@ -3,6 +3,7 @@
 //! Each task is a module with one `run`; this file only chooses. Nothing here is linked into what is
 //! shipped, and nothing here depends on the crates it builds.
 
+mod bench;
 mod build;
 mod ci;
 mod codegen;
@@ -23,6 +24,7 @@ usage: cargo xtask TASK [options]
        --full                   the full counts instead of the scaled ones
        --list                   only list the test targets
   ci                            what decides about a change: fmt, clippy, doc, checks, tests
+  bench [--quick] [GROUP...]    measure beside conmon, the Go shim and the floor (docs/measuring.md)
   codegen [--check]             regenerate the protocol crate from /proto (or compare)
   nostd                         build the core for a machine without an operating system
   tidy                          house rules that neither the compiler nor clippy knows
@@ -33,6 +35,7 @@ usage: cargo xtask TASK [options]
 fn dispatch(task: &str, args: Vec<std::ffi::OsString>) -> Result<()> {
     match task {
         "test" => test::run(args),
+        "bench" => bench::run(args),
         "ci" => ci::run(args),
         "codegen" => codegen::run(&sh::root(), args.iter().any(|a| a == "--check")),
         "nostd" => nostd::run(args),

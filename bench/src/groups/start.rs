@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::fd::AsFd,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -78,11 +79,11 @@ pub(crate) fn exit(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
         for (i, who) in Who::BOTH.into_iter().enumerate() {
             let one = lab.create(who, &["sleep", "100000"], "k8s-file", &[], None)?;
             lab.start(&one)?;
-            nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(one.pid as i32),
-                nix::sys::signal::Signal::SIGKILL,
-            )?;
-            until(Duration::from_secs(20), || Ok(gone(one.pid).then_some(())))?;
+            let held = pintle_sys::pidfd::PidFd::open(one.pid as i32)?;
+            held.signal(libc::SIGKILL)?;
+            // Readable from the moment the process is gone, before anybody has reaped it.
+            let mut gone = [nix::poll::PollFd::new(held.as_fd(), nix::poll::PollFlags::POLLIN)];
+            nix::poll::poll(&mut gone, 20_000u16)?;
             let began = Instant::now();
             until(Duration::from_secs(20), || Ok(one.exit_file.exists().then_some(())))?;
             took[i].push(began.elapsed().as_secs_f64() * 1e3);
@@ -97,14 +98,6 @@ pub(crate) fn exit(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
     report.goal("exit to durable record, p50", p50, 5.0, false, "ms");
     report.goal("exit to durable record, p99", p99, 20.0, false, "ms");
     Ok(())
-}
-
-/// A zombie counts as gone: the monitor can know from then on.
-fn gone(pid: u32) -> bool {
-    match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Err(_) => true,
-        Ok(text) => text.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X'])),
-    }
 }
 
 /// Wake-ups of an idle monitor, a minute long.
