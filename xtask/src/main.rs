@@ -7,6 +7,7 @@ mod bench;
 mod build;
 mod ci;
 mod codegen;
+mod dist;
 mod nostd;
 mod packages;
 mod sh;
@@ -26,6 +27,7 @@ usage: cargo xtask TASK [options]
   ci                            what decides about a change: fmt, clippy, doc, checks, tests
   bench [--quick] [GROUP...]    measure beside conmon, the Go shim and the floor (docs/measuring.md)
   codegen [--check]             regenerate the protocol crate from /proto (or compare)
+  dist                          static release programs under their installed names, in target/dist
   nostd                         build the core for a machine without an operating system
   tidy                          house rules that neither the compiler nor clippy knows
   packages [--print]            install the distribution packages that tests need
@@ -38,6 +40,7 @@ fn dispatch(task: &str, args: Vec<std::ffi::OsString>) -> Result<()> {
         "bench" => bench::run(args),
         "ci" => ci::run(args),
         "codegen" => codegen::run(&sh::root(), args.iter().any(|a| a == "--check")),
+        "dist" => dist::run(args),
         "nostd" => nostd::run(args),
         "tidy" => tidy::run(args),
         "packages" => packages::run(args),
