@@ -22,6 +22,7 @@ pub use fakeruntime::{Act, FakeRuntime};
 pub use leftovers::Leftovers;
 pub use pty::PtyChild;
 pub use tools::{
-    conmon, containerd_shim, crun, door, full, is_cgroup2, pintle, require_tool, runc, runtimes, scaled, shim,
+    conmon, containerd_shim, crun, door, full, is_cgroup2, newer_criu, pintle, require_tool, runc, runtimes,
+    scaled, shim,
 };
 pub use wait::{DEADLINE, eventually, output_within, wait_exit, wait_for, wait_for_async};

@@ -148,6 +148,24 @@ pub fn runtimes() -> Vec<(&'static str, PathBuf)> {
     vec![("runc", runc()), ("crun", crun())]
 }
 
+/// The criu that `cargo xtask newer` unpacked (the host's own may not start on this kernel).
+///
+/// None, after a notice that `cargo xtask test` counts, where apt has no newer one.
+///
+/// # Panics
+/// In continuous integration, where it must be there.
+pub fn newer_criu() -> Option<PathBuf> {
+    let path = doors().parent()?.join("newer/criu");
+    if path.is_file() {
+        return Some(path);
+    }
+    let what = format!("{} is missing; cargo xtask newer unpacks it", path.display());
+    assert!(std::env::var_os("CI").is_none(), "{what}");
+    // Past libtest's capture, which keeps what a passing test prints to itself.
+    let _ = writeln!(std::io::stderr(), "notice: SKIPPED, {what}");
+    None
+}
+
 /// Writes a script that may be executed at once.
 ///
 /// Another thread's fork may hold the file open for writing for a moment, and executing it then fails

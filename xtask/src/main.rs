@@ -8,6 +8,7 @@ mod build;
 mod ci;
 mod codegen;
 mod dist;
+mod newer;
 mod nostd;
 mod packages;
 mod sh;
@@ -31,6 +32,7 @@ usage: cargo xtask TASK [options]
   nostd                         build the core for a machine without an operating system
   tidy                          house rules that neither the compiler nor clippy knows
   packages [--print]            install the distribution packages that tests need
+  newer [--again]               unpack the next Debian release's criu and guest kernel (target/newer)
   doors                         build the shim and link it under its other names
 ";
 
@@ -44,6 +46,7 @@ fn dispatch(task: &str, args: Vec<std::ffi::OsString>) -> Result<()> {
         "nostd" => nostd::run(args),
         "tidy" => tidy::run(args),
         "packages" => packages::run(args),
+        "newer" => newer::run(args),
         "doors" => build::run(args),
         "help" | "-h" | "--help" => {
             print!("{HELP}");

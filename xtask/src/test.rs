@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{build, packages, sh};
+use crate::{build, newer, packages, sh};
 
 /// How often a failed test is tried again, alone.
 const RETRIES: u32 = 2;
@@ -82,6 +82,9 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<()> {
 pub(crate) fn all(options: &Options) -> Result<()> {
     let began = Instant::now();
     let doors = build::doors()?;
+    if let Err(e) = newer::ensure() {
+        eprintln!("notice: no criu of a newer release: {e:#}");
+    }
     let mut targets = compile()?;
     if !options.targets.is_empty() {
         for wanted in &options.targets {
