@@ -5,6 +5,7 @@ pub mod bytes;
 pub mod clock;
 pub mod datagram;
 pub mod fdpass;
+pub mod inherit;
 pub mod mem;
 pub mod peer;
 pub mod pidfd;

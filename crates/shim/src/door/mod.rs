@@ -1,1 +1,3 @@
 //! The doors: what callers of each protocol see of the engine.
+
+pub mod containerd;
