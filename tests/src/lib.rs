@@ -10,6 +10,7 @@ mod crilog;
 mod dirs;
 mod fakeruntime;
 mod leftovers;
+mod native;
 mod pty;
 mod tools;
 mod wait;
@@ -20,6 +21,7 @@ pub use crilog::{Record, parse_cri, read_cri, rejoin};
 pub use dirs::{TempDir, unique_id};
 pub use fakeruntime::{Act, FakeRuntime};
 pub use leftovers::Leftovers;
+pub use native::{Container, Native};
 pub use pty::PtyChild;
 pub use tools::{
     conmon, containerd_shim, crun, door, full, is_cgroup2, newer_criu, pintle, require_tool, runc, runtimes,

@@ -7,11 +7,13 @@ mod bench;
 mod build;
 mod ci;
 mod codegen;
+mod demo;
 mod dist;
 mod newer;
 mod nostd;
 mod packages;
 mod sh;
+mod spec;
 mod test;
 mod tidy;
 
@@ -22,8 +24,10 @@ use anyhow::{Result, bail};
 const HELP: &str = "\
 usage: cargo xtask TASK [options]
 
+  demo                          a container's whole life, told step by step; leaves nothing behind
   test [TARGET...] [-- FILTER]  install what is missing, build, run every test (or the named targets)
        --full                   the full counts instead of the scaled ones
+       --vm                     only those that need cgroup v2, in a guest (tests/vm/run)
        --list                   only list the test targets
   ci                            what decides about a change: fmt, clippy, doc, checks, tests
   bench [--quick] [GROUP...]    measure beside conmon, the Go shim and the floor (docs/measuring.md)
@@ -31,6 +35,7 @@ usage: cargo xtask TASK [options]
   dist                          static release programs under their installed names, in target/dist
   nostd                         build the core for a machine without an operating system
   tidy                          house rules that neither the compiler nor clippy knows
+  spec-check                    every promise of docs/SPECIFICATION.md names a proof that exists
   packages [--print]            install the distribution packages that tests need
   newer [--again]               unpack the next Debian release's criu and guest kernel (target/newer)
   doors                         build the shim and link it under its other names
@@ -42,8 +47,10 @@ fn dispatch(task: &str, args: Vec<std::ffi::OsString>) -> Result<()> {
         "bench" => bench::run(args),
         "ci" => ci::run(args),
         "codegen" => codegen::run(&sh::root(), args.iter().any(|a| a == "--check")),
+        "demo" => demo::run(args),
         "dist" => dist::run(args),
         "nostd" => nostd::run(args),
+        "spec-check" => spec::run(args),
         "tidy" => tidy::run(args),
         "packages" => packages::run(args),
         "newer" => newer::run(args),

@@ -41,7 +41,10 @@ const TEST: &[Package] = &[
     nice("user-mode-linux", "linux.uml"),
 ];
 
-/// What an engine-less build of a fresh machine needs: a linker.
+/// What the demonstration needs of it.
+const DEMO: &[&str] = &["runc", "busybox-static"];
+
+/// What a build on a fresh machine needs: a linker.
 const BUILD: &[Package] = &[need("gcc", "cc")];
 
 pub(crate) fn run(args: Vec<OsString>) -> Result<()> {
@@ -56,6 +59,12 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<()> {
 /// Installs what the tests need, or says what to install.
 pub(crate) fn ensure_for_tests() -> Result<()> {
     ensure(&BUILD.iter().chain(TEST).collect::<Vec<_>>())
+}
+
+/// Installs what the demonstration needs, or says what to install.
+pub(crate) fn ensure_for_demo() -> Result<()> {
+    let demo = TEST.iter().filter(|p| DEMO.contains(&p.name));
+    ensure(&BUILD.iter().chain(demo).collect::<Vec<_>>())
 }
 
 fn missing<'a>(list: &[&'a Package]) -> Vec<&'a Package> {

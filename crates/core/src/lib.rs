@@ -7,6 +7,7 @@ extern crate std;
 
 pub mod argv;
 pub mod attach;
+pub mod batch;
 pub mod cgroup;
 pub mod cri;
 pub mod exit;

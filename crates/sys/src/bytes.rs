@@ -62,6 +62,14 @@ pub fn set_cloexec(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// True if a read would bring something now: bytes, the end, or an error.
+pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid entry, and no waiting.
+    let n = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    n != 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

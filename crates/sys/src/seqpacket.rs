@@ -220,6 +220,14 @@ fn has_ended(fd: BorrowedFd<'_>) -> bool {
     polled < 0 || (poll.revents & ended != 0 && (asked < 0 || waiting == 0))
 }
 
+/// True if the peer has closed the socket altogether, not just its sending side.
+pub fn hung_up(fd: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one valid entry, and no waiting.
+    let polled = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    polled != 0 && poll.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,344 @@
+//! The k8s-file driver: CRI records, one write per chunk, reopening, size limits and rotation.
+
+use super::rotation::{Place, id, open_log};
+use super::{Chunk, LogError, LogSink, LossCause, Losses, SinkState, mismatch};
+use pintle_core::cri;
+use pintle_core::line::Stream;
+use pintle_core::rotate::{SizeCounter, SizeLimits, Step};
+use pintle_core::time::{STAMP_LEN, Stamper};
+use pintle_core::wall::WallTime;
+use pintle_sys::zone;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// What reopening does while the path still leads to the current file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReopenPolicy {
+    /// Go on with it; whoever watches the path sees a modification.
+    #[default]
+    Keep,
+    /// Put an empty file in its place, as conmon does; the old content is gone.
+    Replace,
+}
+
+/// A log file and its rules.
+#[derive(Clone, Debug, Default)]
+pub struct FileConfig {
+    /// The file; created with mode 0640 less the umask.
+    pub path: PathBuf,
+    /// Limits of one file and of all that is ever written, with framing.
+    pub limits: SizeLimits,
+    /// At the file limit: `Some(n)` keeps n numbered files beside the current one, `None` truncates.
+    pub max_files: Option<u32>,
+    /// See [`ReopenPolicy`].
+    pub reopen: ReopenPolicy,
+    /// If not empty: directories in which a log that vanished may be made anew by rotation.
+    pub allow_dirs: Vec<PathBuf>,
+}
+
+/// A log file in CRI format.
+#[derive(Debug)]
+pub struct FileSink {
+    config: FileConfig,
+    file: File,
+    regular: bool,
+    counter: SizeCounter,
+    stamper: Stamper,
+    /// The last record of each stream was a partial one.
+    partial: [bool; 2],
+    /// Lost since the last successful write.
+    lost: Losses,
+    /// The file ends within a record that could not be taken back.
+    torn: bool,
+}
+
+impl FileSink {
+    /// Opens the file. Its present size counts for both limits.
+    ///
+    /// # Errors
+    /// [`LogError::Open`].
+    pub fn open(config: FileConfig) -> Result<Self, LogError> {
+        let file =
+            open_log(&config.path).map_err(|source| LogError::Open { path: config.path.clone(), source })?;
+        let meta = file.metadata().map_err(|source| LogError::Open { path: config.path.clone(), source })?;
+        let size = if meta.is_file() { meta.len() } else { 0 };
+        Ok(Self {
+            config,
+            file,
+            regular: meta.is_file(),
+            counter: SizeCounter { file: size, total: size },
+            stamper: Stamper::new(),
+            partial: [false; 2],
+            lost: Losses::default(),
+            torn: false,
+        })
+    }
+
+    fn stamp(&mut self, now: WallTime) -> [u8; STAMP_LEN] {
+        if self.stamper.is_stale(now) {
+            *self.stamper.stamp(now, zone::utc_offset(now.secs))
+        } else {
+            *self.stamper.stamp_cached(now)
+        }
+    }
+
+    /// Writes whole records within the limits.
+    fn put(&mut self, records: &[u8], losses: &mut Losses) {
+        if self.config.limits.is_none() || !self.regular {
+            self.append(records, losses);
+            return;
+        }
+        if let Ok(meta) = self.file.metadata() {
+            // Somebody truncated the file (logrotate's copytruncate).
+            self.counter.file = self.counter.file.min(meta.len());
+        }
+        let mut at = 0;
+        while let Some(step) = self.config.limits.next_step(&self.counter, records, at) {
+            match &step {
+                Step::Write(range) => self.append(records.get(range.clone()).unwrap_or_default(), losses),
+                // Failing, the log goes on in the old file and tries again after another fileful.
+                Step::Rotate => self.rotate().unwrap_or_else(|error| {
+                    tracing::warn!("{error}: {}", error.io().map(ToString::to_string).unwrap_or_default());
+                }),
+                Step::Drop(range) => {
+                    let dropped = records.get(range.clone()).unwrap_or_default();
+                    losses.add(LossCause::SizeLimit, cri::payload(dropped).0);
+                }
+            }
+            at = self.counter.apply(&step, at);
+        }
+    }
+
+    /// Writes records, all or a whole number of them; the rest is counted as lost.
+    fn append(&mut self, records: &[u8], losses: &mut Losses) {
+        let mut rest = records;
+        while !rest.is_empty() {
+            match pintle_sys::bytes::write(self.file.as_fd(), rest) {
+                Ok(0) => return self.lose(records, rest, &io::ErrorKind::WriteZero.into(), losses),
+                Ok(n) => rest = rest.get(n..).unwrap_or_default(),
+                Err(error) => return self.lose(records, rest, &error, losses),
+            }
+        }
+    }
+
+    fn lose(&mut self, records: &[u8], unwritten: &[u8], error: &io::Error, losses: &mut Losses) {
+        let written = records.len() - unwritten.len();
+        let head = records.get(..written).unwrap_or_default();
+        let whole = head.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        if whole < written {
+            // A record was torn: take its beginning back, or end it when the file can be written again.
+            let torn = (written - whole) as u64;
+            let size = self.file.metadata().map_or(0, |meta| meta.len());
+            self.torn = !self.regular || size < torn || self.file.set_len(size - torn).is_err();
+        }
+        let gone = records.get(whole..).unwrap_or_default();
+        let bytes = cri::payload(gone).0;
+        let cause = LossCause::of(error);
+        losses.add(cause, bytes);
+        if self.lost.total() == 0 {
+            tracing::warn!("write log file {}: {error}", self.config.path.display());
+        }
+        self.lost.add(cause, bytes);
+    }
+
+    /// The record that tells readers of a gap, once the file takes bytes again.
+    fn put_marker(&mut self, stamp: &[u8; STAMP_LEN]) {
+        let mut text = Vec::new();
+        if self.torn {
+            text.push(b'\n');
+        }
+        // Not into the middle of another line, if there is a stream between lines.
+        let stream = if self.partial[Stream::Stderr.index()] && !self.partial[Stream::Stdout.index()] {
+            Stream::Stdout
+        } else {
+            Stream::Stderr
+        };
+        if self.partial[stream.index()] {
+            cri::encode(&mut text, stamp, stream, b"\n");
+        }
+        for (cause, bytes) in self.lost.iter() {
+            let line = format!("[pintle: {bytes} bytes of output lost: {}]\n", cause.name());
+            cri::encode(&mut text, stamp, stream, line.as_bytes());
+        }
+        let mut ignored = Losses::default();
+        let lost = std::mem::take(&mut self.lost);
+        let torn = std::mem::replace(&mut self.torn, false);
+        self.append(&text, &mut ignored);
+        if ignored.total() > 0 {
+            // Still no room: keep what is to be told.
+            (self.lost, self.torn) = (lost, torn);
+        } else {
+            self.counter.file = self.counter.file.saturating_add(text.len() as u64);
+            self.partial[stream.index()] = false;
+        }
+    }
+
+    fn take(&mut self, file: File) {
+        let size = file.metadata().map_or(0, |meta| meta.len());
+        self.file = file;
+        self.counter.file = size;
+    }
+
+    fn reopen_error(&self, source: io::Error) -> LogError {
+        LogError::Reopen { path: self.config.path.clone(), source }
+    }
+
+    /// The size limit is reached.
+    fn rotate(&mut self) -> Result<(), LogError> {
+        if !self.regular {
+            return Ok(());
+        }
+        let path = &self.config.path;
+        let fail = |source| LogError::Reopen { path: path.clone(), source };
+        let forbid = |reason| LogError::Forbidden { path: path.clone(), reason };
+        let place = Place::of(path).map_err(fail)?;
+        let here = place.stat().map_err(fail)?;
+        let ours = nix::sys::stat::fstat(&self.file).map_err(|errno| fail(errno.into()))?;
+        let file = match here {
+            Some(stat) if id(&stat) == id(&ours) => match self.config.max_files {
+                Some(keep) if keep > 0 => place.rotate(&self.file, keep).map_err(fail)?,
+                _ => place.replace(&self.file).map_err(fail)?,
+            },
+            Some(_) => place.open_existing().map_err(fail)?,
+            None => {
+                place.check_trusted(path, &self.config.allow_dirs).map_err(forbid)?;
+                place.create(&self.file).map_err(fail)?
+            }
+        };
+        self.take(file);
+        Ok(())
+    }
+
+    pub(super) fn thaw(state: SinkState, fds: Vec<OwnedFd>) -> io::Result<Self> {
+        let SinkState::File {
+            path,
+            max_size,
+            max_total,
+            rotate,
+            max_files,
+            replace,
+            allow_dirs,
+            written,
+            total,
+            partial,
+            lost,
+            torn,
+        } = state
+        else {
+            return Err(mismatch());
+        };
+        let file = File::from(fds.into_iter().next().ok_or_else(mismatch)?);
+        let regular = file.metadata()?.is_file();
+        let mut losses = Losses::default();
+        for (errno, bytes) in lost {
+            losses.add(LossCause::Errno(errno), bytes);
+        }
+        Ok(Self {
+            config: FileConfig {
+                path,
+                limits: SizeLimits { file: max_size, total: max_total },
+                max_files: rotate.then_some(max_files),
+                reopen: if replace { ReopenPolicy::Replace } else { ReopenPolicy::Keep },
+                allow_dirs,
+            },
+            file,
+            regular,
+            counter: SizeCounter { file: written, total },
+            stamper: Stamper::new(),
+            partial,
+            lost: losses,
+            torn,
+        })
+    }
+}
+
+impl LogSink for FileSink {
+    fn driver(&self) -> &'static str {
+        "k8s-file"
+    }
+
+    fn write(&mut self, chunk: &Chunk<'_>, scratch: &mut Vec<u8>, losses: &mut Losses) {
+        let stamp = self.stamp(chunk.now);
+        if self.torn || self.lost.total() > 0 {
+            self.put_marker(&stamp);
+        }
+        scratch.clear();
+        cri::encode(scratch, &stamp, chunk.stream, chunk.data);
+        self.put(scratch, losses);
+        self.partial[chunk.stream.index()] = chunk.data.last() != Some(&b'\n');
+    }
+
+    fn reopen(&mut self) -> Result<(), LogError> {
+        if !self.regular {
+            return Ok(());
+        }
+        if self.config.max_files.is_some_and(|keep| keep > 0) {
+            return self.rotate();
+        }
+        let place = Place::of(&self.config.path).map_err(|e| self.reopen_error(e))?;
+        let here = place.stat().map_err(|e| self.reopen_error(e))?;
+        let ours = nix::sys::stat::fstat(&self.file).map_err(|errno| self.reopen_error(errno.into()))?;
+        let opened = match here {
+            None => place.create(&self.file),
+            Some(stat) if id(&stat) == id(&ours) => match self.config.reopen {
+                ReopenPolicy::Replace => place.replace(&self.file),
+                ReopenPolicy::Keep => {
+                    // CRI-O waits for an event on the path; setting the length to what it is makes one.
+                    let size = self.file.metadata().map_err(|e| self.reopen_error(e))?.len();
+                    return self.file.set_len(size).map_err(|e| self.reopen_error(e));
+                }
+            },
+            Some(_) => place.open_existing().and_then(|file| {
+                file.set_len(file.metadata()?.len())?;
+                Ok(file)
+            }),
+        };
+        self.take(opened.map_err(|e| self.reopen_error(e))?);
+        Ok(())
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(&self.config.path)
+    }
+
+    fn file_id(&self) -> Option<(u64, u64)> {
+        nix::sys::stat::fstat(&self.file).ok().map(|stat| id(&stat))
+    }
+
+    fn finish(&mut self, sync: bool) -> Result<(), LogError> {
+        if self.torn || self.lost.total() > 0 {
+            let stamp = self.stamp(pintle_sys::clock::wall());
+            self.put_marker(&stamp);
+        }
+        if sync && self.regular {
+            self.file
+                .sync_all()
+                .map_err(|source| LogError::Sync { path: self.config.path.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    fn freeze(&self) -> io::Result<Option<(SinkState, Vec<OwnedFd>)>> {
+        let errnos = self.lost.iter().filter_map(|(cause, bytes)| match cause {
+            LossCause::Errno(errno) => Some((errno, bytes)),
+            LossCause::SizeLimit | LossCause::Deadline => None,
+        });
+        let state = SinkState::File {
+            path: self.config.path.clone(),
+            max_size: self.config.limits.file,
+            max_total: self.config.limits.total,
+            rotate: self.config.max_files.is_some(),
+            max_files: self.config.max_files.unwrap_or(0),
+            replace: self.config.reopen == ReopenPolicy::Replace,
+            allow_dirs: self.config.allow_dirs.clone(),
+            written: self.counter.file,
+            total: self.counter.total,
+            partial: self.partial,
+            lost: errnos.collect(),
+            torn: self.torn,
+        };
+        Ok(Some((state, vec![self.file.try_clone()?.into()])))
+    }
+}

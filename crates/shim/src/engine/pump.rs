@@ -1,0 +1,479 @@
+//! Output: from the process's pipes or terminal to the sinks and then to the clients.
+//!
+//! One task per stream. The buffers are shared by all of them, made when something can be read and given back after a
+//! quiet moment.
+
+use super::hub::{Hub, HubEvent, State};
+use super::log::Chunk;
+use super::ready::async_fd;
+use pintle_core::batch::Batcher;
+use pintle_core::line::{MAX_RECORD, Stream};
+use pintle_core::queue::Verdict;
+use pintle_sys::watch::{Timer, read_counter};
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+/// Bytes of one read: a pipe's default size.
+const READ: usize = 64 * 1024;
+/// Reads of one stream before others get their turn.
+const TURN: usize = 4;
+/// How long a terminal that nobody has open is left alone.
+const HANGUP: Duration = Duration::from_millis(100);
+/// The quiet moment after which buffers are freed.
+const QUIET: Duration = Duration::from_millis(250);
+/// Moving at least this much makes a burst, after which the allocator is asked to give memory back.
+const BURST: u64 = 1 << 20;
+
+/// One stream being read.
+pub(super) struct Output {
+    pub(super) id: u64,
+    pub(super) stream: Stream,
+    pub(super) fd: Arc<AsyncFd<OwnedFd>>,
+    pub(super) tty: bool,
+    pub(super) task: Option<AbortHandle>,
+}
+
+/// Memory of the pumps.
+pub(super) struct Buffers {
+    input: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+impl Buffers {
+    fn new() -> Self {
+        Self { input: Vec::with_capacity(READ), scratch: Vec::new() }
+    }
+}
+
+/// What a turn of reading found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// There may be more.
+    More,
+    /// Nothing more for now.
+    Empty,
+    /// A sink or client has to take something first.
+    Full,
+    /// No process has the terminal open.
+    Hangup,
+    /// The end.
+    End,
+}
+
+/// How the last of the output is waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct DrainPolicy {
+    /// While a process that was left over holds the pipe: stop when nothing came for this long.
+    pub quiet: Duration,
+    /// Stop in any case.
+    pub cap: Duration,
+}
+
+impl Default for DrainPolicy {
+    fn default() -> Self {
+        Self { quiet: Duration::from_millis(200), cap: Duration::from_secs(10) }
+    }
+}
+
+/// How the output ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Every stream ended by itself: nothing is missing.
+    pub eof: bool,
+    /// Somebody still holds a stream open; what they write from now on is lost.
+    pub leaked: bool,
+    /// Bytes that were read but not taken by the reader of a FIFO in time.
+    pub undelivered: bool,
+}
+
+impl Hub {
+    pub(super) fn start_output(self: &Arc<Self>, stream: Stream, fd: Arc<AsyncFd<OwnedFd>>, tty: bool) {
+        let id = {
+            let mut state = self.lock();
+            let id = state.next_id;
+            state.next_id += 1;
+            state.outputs.push(Output { id, stream, fd: Arc::clone(&fd), tty, task: None });
+            id
+        };
+        let task = tokio::spawn(Arc::clone(self).pump(id, stream, fd)).abort_handle();
+        if let Some(output) = self.lock().outputs.iter_mut().find(|o| o.id == id) {
+            output.task = Some(task);
+        }
+    }
+
+    async fn pump(self: Arc<Self>, id: u64, stream: Stream, fd: Arc<AsyncFd<OwnedFd>>) {
+        let origin = Instant::now();
+        let mut batcher = Batcher::new();
+        let mut timer: Option<AsyncFd<Timer>> = None;
+        loop {
+            self.wait_for_room(stream).await;
+            let Ok(mut ready) = fd.readable().await else { break };
+            let (turn, bytes) = self.turn(id);
+            match turn {
+                Turn::End => break,
+                Turn::Empty => ready.clear_ready(),
+                Turn::More => {
+                    drop(ready);
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Turn::Full => continue,
+                Turn::Hangup => {
+                    if self.lock().exited || self.config.hangup_is_end {
+                        break;
+                    }
+                    // The kernel would report it as readable all the time.
+                    let exit = self.progress.notified();
+                    tokio::select! {
+                        () = exit => {}
+                        () = tokio::time::sleep(HANGUP) => {}
+                    }
+                    continue;
+                }
+            }
+            if let Some(pause) = batcher.after_read(origin.elapsed(), bytes) {
+                drop(ready);
+                if timer.is_none() {
+                    timer = Timer::new().and_then(|timer| async_fd(timer, Interest::READABLE)).ok();
+                }
+                if let Some(timer) = &timer {
+                    if timer.get_ref().set(pause).is_ok() {
+                        if let Ok(mut rung) = timer.readable().await {
+                            let _ = read_counter(timer.get_ref().as_fd());
+                            rung.clear_ready();
+                        }
+                    }
+                }
+            } else if timer.is_some() && !batcher.is_active() {
+                timer = None;
+            }
+        }
+        drop(fd);
+        self.flushed(stream).await;
+        self.end_output(id);
+    }
+
+    /// Waits until sinks hold nothing back and every client has room, or has been dropped.
+    async fn wait_for_room(&self, stream: Stream) {
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            let (verdict, frozen) = {
+                let mut state = self.lock();
+                (state.clients_verdict(), state.frozen)
+            };
+            if frozen {
+                room.await;
+                continue;
+            }
+            match verdict {
+                Verdict::Accept => {}
+                Verdict::Pause { until } => {
+                    let left = until.saturating_sub(super::attach::monotonic());
+                    tokio::select! {
+                        () = room.as_mut() => {}
+                        () = tokio::time::sleep(left) => {}
+                    }
+                    self.drop_stalled();
+                    continue;
+                }
+                Verdict::Drop => {
+                    self.drop_stalled();
+                    continue;
+                }
+            }
+            tokio::select! {
+                biased;
+                () = self.sinks_ready(stream) => return,
+                () = room => {}
+            }
+        }
+    }
+
+    async fn sinks_ready(&self, stream: Stream) {
+        let mut waited = false;
+        poll_fn(|cx| {
+            let mut state = self.lock();
+            let State { sinks, counters, .. } = &mut *state;
+            let mut ready = true;
+            for sink in sinks.iter_mut() {
+                ready &= sink.poll_ready(stream, cx, &mut counters.losses).is_ready();
+            }
+            waited |= !ready;
+            if ready { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        if waited {
+            // A sink of both streams remembers only one of those who wait for it.
+            self.room.notify_waiters();
+        }
+    }
+
+    /// Waits until what was read of a stream is with the sinks' readers.
+    async fn flushed(&self, stream: Stream) {
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            tokio::select! {
+                biased;
+                () = self.sinks_ready(stream) => return,
+                () = room => {}
+            }
+        }
+    }
+
+    fn end_output(self: &Arc<Self>, id: u64) {
+        {
+            let mut state = self.lock();
+            let Some(at) = state.outputs.iter().position(|o| o.id == id) else { return };
+            let output = state.outputs.swap_remove(at);
+            if output.tty {
+                state.terminal = None;
+            }
+            if !state.outputs.iter().any(|o| o.stream == output.stream) {
+                state.end_stream(output.stream);
+            }
+        }
+        self.progress.notify_waiters();
+        self.flush_clients();
+    }
+
+    /// Reads a stream a few times and hands over what came. Returns the bytes read.
+    pub(super) fn turn(self: &Arc<Self>, id: u64) -> (Turn, usize) {
+        let mut lost = None;
+        let result = {
+            let mut state = self.lock();
+            if state.frozen {
+                return (Turn::Full, 0);
+            }
+            let Some(output) = state.outputs.iter().find(|o| o.id == id) else { return (Turn::End, 0) };
+            let (fd, stream, tty) = (Arc::clone(&output.fd), output.stream, output.tty);
+            let before = state.counters.losses.total();
+            let mut buffers = state.buffers.take().unwrap_or_else(Buffers::new);
+            let result = state.read_turn(&mut buffers, &fd, stream, tty);
+            state.buffers = Some(buffers);
+            state.moved += result.1 as u64;
+            if before == 0 && state.counters.losses.total() > 0 {
+                lost = state.counters.losses.iter().next().map(|(cause, _)| cause.name());
+            }
+            if !state.janitor {
+                state.janitor = true;
+                drop(state);
+                tokio::spawn(Arc::clone(self).tidy());
+            }
+            result
+        };
+        if result.1 > 0 {
+            self.progress.notify_waiters();
+            self.flush_clients();
+        }
+        if let Some(cause) = lost {
+            self.tell(HubEvent::LogLoss(cause));
+        }
+        result
+    }
+
+    /// Frees the buffers when nothing has moved for a moment, then ends: an idle shim is not woken by it.
+    async fn tidy(self: Arc<Self>) {
+        let mut moved = 0;
+        loop {
+            tokio::time::sleep(QUIET).await;
+            let mut state = self.lock();
+            if state.moved != moved {
+                moved = state.moved;
+                continue;
+            }
+            state.buffers = None;
+            state.moved = 0;
+            state.janitor = false;
+            drop(state);
+            if moved >= BURST {
+                pintle_sys::mem::trim();
+            }
+            return;
+        }
+    }
+
+    /// Waits for the end of all output after the process has exited: every byte that was written before the last holder
+    /// closed its end is with the logs then. Left-over processes that hold a stream open are given up by `policy`.
+    ///
+    /// # Cancel safety
+    /// Can be called again.
+    pub async fn drained(self: &Arc<Self>, policy: DrainPolicy) -> Drained {
+        self.lock().exited = true;
+        self.progress.notify_waiters();
+        let end = Instant::now() + policy.cap;
+        let mut quiet = Instant::now() + policy.quiet;
+        let mut read = self.read_total();
+        loop {
+            let progress = self.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            // The pumps do the reading. What they have not got to yet counts as activity, too.
+            let open = self.open_outputs();
+            if open.is_empty() {
+                return Drained { eof: true, ..Drained::default() };
+            }
+            let now = Instant::now();
+            if self.read_total() != read {
+                read = self.read_total();
+                quiet = now + policy.quiet;
+            }
+            if now >= end || now >= quiet && self.is_empty(&open) {
+                break;
+            }
+            tokio::select! {
+                () = progress => {}
+                () = tokio::time::sleep_until(end.min(quiet.max(now + Duration::from_millis(1)))) => {}
+            }
+        }
+        self.cut_off()
+    }
+
+    fn read_total(&self) -> u64 {
+        self.lock().counters.read.iter().sum()
+    }
+
+    fn open_outputs(&self) -> Vec<Arc<AsyncFd<OwnedFd>>> {
+        self.lock().outputs.iter().map(|o| Arc::clone(&o.fd)).collect()
+    }
+
+    /// True if nothing can be read from any of these now, and no sink holds anything back.
+    fn is_empty(&self, outputs: &[Arc<AsyncFd<OwnedFd>>]) -> bool {
+        let idle = !outputs.iter().any(|fd| pintle_sys::bytes::is_readable(fd.as_fd()));
+        let state = self.lock();
+        idle && Stream::ALL.iter().all(|stream| !state.sinks.iter().any(|sink| sink.is_holding(*stream)))
+    }
+
+    /// Stops reading streams that others still hold open.
+    fn cut_off(self: &Arc<Self>) -> Drained {
+        let (outputs, undelivered) = {
+            let mut state = self.lock();
+            let outputs = std::mem::take(&mut state.outputs);
+            let before = state.counters.losses.total();
+            for stream in Stream::ALL {
+                if outputs.iter().any(|o| o.stream == stream) {
+                    state.end_stream(stream);
+                }
+            }
+            state.terminal = None;
+            (outputs, state.counters.losses.total() > before)
+        };
+        for output in &outputs {
+            if let Some(task) = &output.task {
+                task.abort();
+            }
+        }
+        self.flush_clients();
+        Drained { eof: false, leaked: !outputs.is_empty(), undelivered }
+    }
+}
+
+impl State {
+    fn end_stream(&mut self, stream: Stream) {
+        let now = pintle_sys::clock::wall();
+        let mut scratch = Vec::new();
+        for sink in &mut self.sinks {
+            sink.end(stream, now, &mut scratch, &mut self.counters.losses);
+        }
+        self.tell_end(stream);
+    }
+
+    fn read_turn(
+        &mut self,
+        buffers: &mut Buffers,
+        fd: &AsyncFd<OwnedFd>,
+        stream: Stream,
+        tty: bool,
+    ) -> (Turn, usize) {
+        let Buffers { input, scratch } = buffers;
+        input.clear();
+        let mut total = 0;
+        let mut turn = Turn::More;
+        for _ in 0..TURN {
+            let found = fill(fd, input, tty, &mut total);
+            let ended = found != Turn::More;
+            if ended {
+                turn = found;
+            }
+            if input.is_empty() {
+                break;
+            }
+            // More is to come: keep the beginning of a line for the next read, so that it is not cut.
+            let cut = match memchr::memrchr(b'\n', input) {
+                Some(at) if !ended && input.len() - at <= MAX_RECORD => at + 1,
+                _ => input.len(),
+            };
+            self.deliver(stream, input.get(..cut).unwrap_or_default(), scratch);
+            input.drain(..cut);
+            if ended {
+                break;
+            }
+            if !self.has_room(stream) {
+                turn = Turn::Full;
+                break;
+            }
+        }
+        if !input.is_empty() {
+            self.deliver(stream, input, scratch);
+            input.clear();
+        }
+        self.counters.read[stream.index()] += total as u64;
+        (turn, total)
+    }
+
+    /// Log first, then clients.
+    fn deliver(&mut self, stream: Stream, data: &[u8], scratch: &mut Vec<u8>) {
+        if data.is_empty() {
+            return;
+        }
+        let chunk = Chunk { stream, data, now: pintle_sys::clock::wall() };
+        for sink in &mut self.sinks {
+            sink.write(&chunk, scratch, &mut self.counters.losses);
+        }
+        if !self.clients.is_empty() {
+            self.fan_out(stream, data);
+        }
+    }
+
+    fn has_room(&mut self, stream: Stream) -> bool {
+        self.clients_verdict() == Verdict::Accept && self.sinks.iter().all(|sink| !sink.is_holding(stream))
+    }
+}
+
+/// Reads until the buffer is full (`More`) or nothing is left. A terminal gives single lines, a pipe all it has.
+fn fill(fd: &AsyncFd<OwnedFd>, input: &mut Vec<u8>, tty: bool, total: &mut usize) -> Turn {
+    loop {
+        let room = input.capacity() - input.len();
+        if room == 0 {
+            return Turn::More;
+        }
+        match pintle_sys::bytes::read_spare(fd.as_fd(), input) {
+            Ok(0) => return Turn::End,
+            Ok(n) => {
+                *total += n;
+                if !tty && n < room {
+                    return Turn::Empty;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Empty,
+            // A terminal that is not open anywhere.
+            Err(error) if tty && error.raw_os_error() == Some(libc::EIO) => return Turn::Hangup,
+            Err(error) => {
+                // It cannot get better, and trying again would spin.
+                tracing::warn!("read output: {error}");
+                return Turn::End;
+            }
+        }
+    }
+}

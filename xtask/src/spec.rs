@@ -1,0 +1,125 @@
+//! `docs/SPECIFICATION.md` promises; this checks that every promise names a proof and every proof exists.
+//!
+//! A promise is a row of a table whose first cell is a number such as `G1` or `L2`; its last cell names
+//! the proofs in backticks: `target::test`, where `target` is a file of `tests/tests` or a crate
+//! (`core::log::cri::tests::name`), or a task such as `xtask bench memory`.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+const SPECIFICATION: &str = "docs/SPECIFICATION.md";
+/// As many guarantees there are.
+const GUARANTEES: u32 = 25;
+
+pub(crate) fn run(_args: Vec<OsString>) -> Result<()> {
+    let text = fs::read_to_string(SPECIFICATION).with_context(|| format!("read {SPECIFICATION}"))?;
+    let mut wrong = Vec::new();
+    let mut seen = BTreeSet::new();
+    for row in promises(&text) {
+        if !seen.insert(row.number) {
+            wrong.push(format!("{} stands there twice", row.number));
+        }
+        if row.proofs.is_empty() {
+            wrong.push(format!("{} names no proof", row.number));
+        }
+        for proof in row.proofs {
+            if let Err(e) = exists(proof) {
+                wrong.push(format!("{}: {e:#}", row.number));
+            }
+        }
+    }
+    for n in 1..=GUARANTEES {
+        if !seen.contains(format!("G{n}").as_str()) {
+            wrong.push(format!("G{n} is missing"));
+        }
+    }
+    if !wrong.is_empty() {
+        bail!("{SPECIFICATION}:\n{}", wrong.join("\n"));
+    }
+    println!("{} promises, each with a proof that exists", seen.len());
+    Ok(())
+}
+
+struct Promise<'a> {
+    number: &'a str,
+    proofs: Vec<&'a str>,
+}
+
+fn promises(text: &str) -> Vec<Promise<'_>> {
+    let mut found = Vec::new();
+    for line in text.lines() {
+        let cells: Vec<&str> = line.trim().trim_matches('|').split('|').map(str::trim).collect();
+        let (Some(number), Some(last)) = (cells.first(), cells.last()) else { continue };
+        let digits = number.trim_start_matches(|c: char| c.is_ascii_uppercase());
+        let one_letter = number.len() == digits.len() + 1;
+        if !line.starts_with('|') || !one_letter || digits.parse::<u32>().is_err() || cells.len() < 3 {
+            continue;
+        }
+        found.push(Promise { number, proofs: last.split('`').skip(1).step_by(2).collect() });
+    }
+    found
+}
+
+/// Whether the proof is there.
+fn exists(proof: &str) -> Result<()> {
+    if let Some(task) = proof.strip_prefix("xtask ") {
+        let task = task.split(' ').next().unwrap_or_default();
+        let main = fs::read_to_string("xtask/src/main.rs")?;
+        if main.contains(&format!("\"{task}\" =>")) {
+            return Ok(());
+        }
+        bail!("there is no task {task}");
+    }
+    let (Some((target, _)), Some((_, test))) = (proof.split_once("::"), proof.rsplit_once("::")) else {
+        bail!("`{proof}` is not target::test")
+    };
+    let end_to_end = Path::new("tests/tests").join(format!("{target}.rs"));
+    let folder = Path::new("tests/tests").join(target);
+    let place = if end_to_end.exists() { end_to_end } else { Path::new("crates").join(target) };
+    if !place.exists() {
+        bail!("`{proof}`: there is neither tests/tests/{target}.rs nor crates/{target}");
+    }
+    if has_test(&place, test)? || (folder.exists() && has_test(&folder, test)?) {
+        return Ok(());
+    }
+    bail!("`{proof}`: {} has no test {test}", place.display())
+}
+
+/// Whether a file, or a file below a directory, has a function of this name that is a test.
+fn has_test(place: &Path, test: &str) -> Result<bool> {
+    if place.is_dir() {
+        for entry in fs::read_dir(place)? {
+            if has_test(&entry?.path(), test)? {
+                return Ok(true);
+            }
+        }
+        return Ok(false);
+    }
+    if place.extension().is_none_or(|e| e != "rs") {
+        return Ok(false);
+    }
+    let text = fs::read_to_string(place)?;
+    let name = format!("fn {test}(");
+    let Some(at) = text.find(&name) else { return Ok(false) };
+    // The attribute stands a few lines above; proptest puts it inside its macro.
+    let above: Vec<&str> = text[..at].lines().rev().take(6).collect();
+    Ok(above.iter().any(|l| l.contains("test]") || l.contains("test(")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::promises;
+
+    #[test]
+    fn rows_are_promises() {
+        let text = "| G1 | never dies | `faults::a`, `faults::b` |\n| no | x | y |\n|---|---|---|\n| L2 | x | none |\n";
+        let found = promises(text);
+        assert_eq!(found.len(), 2);
+        assert_eq!((found[0].number, found[0].proofs.as_slice()), ("G1", &["faults::a", "faults::b"][..]));
+        assert!(found[1].proofs.is_empty());
+    }
+}
