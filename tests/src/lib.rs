@@ -11,7 +11,9 @@ mod dirs;
 mod fakeruntime;
 mod leftovers;
 mod native;
+mod packets;
 mod pty;
+pub mod soak;
 mod tools;
 mod wait;
 
@@ -22,6 +24,7 @@ pub use dirs::{TempDir, unique_id};
 pub use fakeruntime::{Act, FakeRuntime};
 pub use leftovers::Leftovers;
 pub use native::{Container, Native};
+pub use packets::connect_packets;
 pub use pty::PtyChild;
 pub use tools::{
     conmon, containerd_shim, crun, door, full, is_cgroup2, newer_criu, pintle, require_tool, runc, runtimes,

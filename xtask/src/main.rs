@@ -13,6 +13,7 @@ mod newer;
 mod nostd;
 mod packages;
 mod sh;
+mod soak;
 mod spec;
 mod test;
 mod tidy;
@@ -37,6 +38,8 @@ usage: cargo xtask TASK [options]
   tidy                          house rules that neither the compiler nor clippy knows
   spec-check                    every promise of docs/SPECIFICATION.md names a proof that exists
   packages [--print]            install the distribution packages that tests need
+  soak [--minutes N] [--seed S] [--life K] [--jobs N] [--verbose] [--release]
+                                random lives of containers with random faults, judged by a model
   newer [--again]               unpack the next Debian release's criu and guest kernel (target/newer)
   doors                         build the shim and link it under its other names
 ";
@@ -53,6 +56,7 @@ fn dispatch(task: &str, args: Vec<std::ffi::OsString>) -> Result<()> {
         "spec-check" => spec::run(args),
         "tidy" => tidy::run(args),
         "packages" => packages::run(args),
+        "soak" => soak::run(args),
         "newer" => newer::run(args),
         "doors" => build::run(args),
         "help" | "-h" | "--help" => {
