@@ -3,6 +3,7 @@
 pub mod atomic;
 pub mod bytes;
 pub mod clock;
+pub mod daemon;
 pub mod datagram;
 pub mod fdpass;
 pub mod inherit;
