@@ -7,10 +7,14 @@ use pintle_shim::door;
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let own = args.next().unwrap_or_default();
-    let args: Vec<_> = args.collect();
     let name = std::path::Path::new(&own).file_name().unwrap_or_default().to_string_lossy();
+    if name == "conmon" {
+        return door::conmon::main(args);
+    }
+    let args: Vec<_> = args.collect();
     if name.starts_with("containerd-shim-") || door::containerd::is_ours(&args) {
         return door::containerd::main(args);
     }
-    door::native::main(args)
+    eprintln!("{name}: unknown name");
+    ExitCode::FAILURE
 }

@@ -3,9 +3,10 @@
 pub mod atomic;
 pub mod bytes;
 pub mod clock;
-pub mod daemon;
 pub mod datagram;
+pub mod disposition;
 pub mod fdpass;
+pub mod fork;
 pub mod inherit;
 pub mod mem;
 pub mod peer;
@@ -13,5 +14,6 @@ pub mod pidfd;
 pub mod process;
 pub mod pty;
 pub mod seqpacket;
+pub mod startup;
 pub mod watch;
 pub mod zone;
