@@ -93,20 +93,27 @@ pub fn has_shim(dir: &Path) -> bool {
 
 /// Reads the exit record of a state directory; `None` if there is none, or it is not whole.
 pub fn read_exit_record(dir: &Path) -> Option<Exit> {
-    let record = ExitRecord::from_json(&fs::read(dir.join("exit.json")).ok()?)?;
+    exit_record(dir).map(exit_of)
+}
+
+pub(crate) fn exit_record(dir: &Path) -> Option<ExitRecord> {
+    ExitRecord::from_json(&fs::read(dir.join("exit.json")).ok()?)
+}
+
+pub(crate) fn exit_of(record: ExitRecord) -> Exit {
     let reason = match record.exit {
         End::Code(code) => ExitReason::Code(code.into()),
         End::Signal { signal, core } => ExitReason::Signal { signal, core_dumped: core },
         End::Unknown(reason) => ExitReason::Unknown(reason.as_str().to_owned()),
     };
-    Some(Exit {
+    Exit {
         reason,
         status: record.exit.shell_code(),
         oom_killed: record.oom.init_killed,
         started_at: record.started_at.and_then(|t| time(t.unix_nanos())),
         finished_at: time(record.finished_at.unix_nanos()),
         boot_id: record.boot_id,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub mod fdpass;
 pub mod fork;
 pub mod inherit;
 pub mod mem;
+pub mod mount;
 pub mod peer;
 pub mod pidfd;
 pub mod process;

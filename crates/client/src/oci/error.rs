@@ -67,6 +67,9 @@ pub enum Error {
     /// The runtime did not make the container in time.
     #[error("create container timeout")]
     CreateTimeout,
+    /// The command of an exec sync could not be run.
+    #[error(transparent)]
+    ExecSync(Box<super::ExecSyncError>),
     /// A configuration or a handler is wrong; the text says which.
     #[error("{0}")]
     Config(String),

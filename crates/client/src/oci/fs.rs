@@ -3,8 +3,10 @@
 use super::error::Error;
 use std::{
     fs::{self, File, OpenOptions},
-    io::Read,
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 /// Reads a file of at most `size` bytes. A longer one is **truncated on disk** to `size` first.
@@ -28,6 +30,32 @@ pub fn truncate_and_read(path: impl AsRef<Path>, size: u64) -> Result<Vec<u8>, E
     // The file may have grown since: the limit holds all the same.
     file.take(size).read_to_end(&mut bytes).map_err(io("reading"))?;
     Ok(bytes)
+}
+
+/// Replaces a file: temporary file in the same directory, synced, renamed over it.
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    let serial = NEXT.fetch_add(1, Ordering::Relaxed);
+    temporary.push(format!(".{}-{serial}.tmp", std::process::id()));
+    let temporary = dir.join(temporary);
+    let write = || -> io::Result<()> {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        if let Ok(dir) = File::open(dir) {
+            dir.sync_all()?;
+        }
+        Ok(())
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(&temporary);
+    })
 }
 
 #[cfg(test)]
