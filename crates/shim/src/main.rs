@@ -15,6 +15,5 @@ fn main() -> ExitCode {
     if name.starts_with("containerd-shim-") || door::containerd::is_ours(&args) {
         return door::containerd::main(args);
     }
-    eprintln!("{name}: unknown name");
-    ExitCode::FAILURE
+    door::native::main(args)
 }

@@ -3,6 +3,7 @@
 pub mod atomic;
 pub mod bytes;
 pub mod clock;
+pub mod daemon;
 pub mod datagram;
 pub mod disposition;
 pub mod fdpass;

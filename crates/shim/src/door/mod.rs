@@ -2,3 +2,4 @@
 
 pub mod conmon;
 pub mod containerd;
+pub mod native;

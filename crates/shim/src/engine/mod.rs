@@ -1,17 +1,31 @@
 //! The engine: what all doors are made of. One thread, no helper threads, every handle `Send`.
 
+pub mod adopt;
 pub mod attach;
 pub mod cgroup;
 pub mod console;
+pub mod container;
+pub mod control;
 pub mod ctl;
+pub mod events;
+pub mod exec;
+pub mod execsync;
+pub mod failure;
 pub mod handover;
 pub mod hub;
 pub mod log;
+pub mod logs;
 pub mod oom;
+pub mod persist;
 pub mod pump;
 pub mod ready;
 pub mod reap;
 pub mod record;
+pub mod rundown;
 pub mod runtime;
+pub mod spec;
 pub mod stats;
 mod stdin;
+pub mod stdio;
+pub mod stop;
+pub mod tree;

@@ -213,6 +213,24 @@ impl RuntimeCli {
         })
     }
 
+    /// What `SUBCOMMAND --help` prints; empty if the runtime does not tell.
+    pub async fn help(&self, subcommand: &str) -> String {
+        let mut command = Command::new(&self.config.path);
+        command
+            .args([subcommand, "--help"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let Ok(child) = self.reaper.spawn(&mut command) else { return String::new() };
+        match supervise(child, Duration::from_secs(10)).await {
+            Ok(output) | Err((_, output)) => {
+                let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+                text.push_str(&String::from_utf8_lossy(&output.stderr));
+                text
+            }
+        }
+    }
+
     /// Reads a pid file that the runtime wrote.
     ///
     /// # Errors

@@ -338,7 +338,7 @@ impl Stdio {
             .await;
             drop(count);
             // A burst may have grown the heap.
-            pintle_sys::process::trim_heap();
+            pintle_sys::mem::trim();
         });
         lock(&self.tasks).push(task.abort_handle());
     }

@@ -1,0 +1,34 @@
+//! The native door: ttrpc on `monitor.sock`, packets on `stdio.sock` and `attach.sock`, files beside them.
+
+mod args;
+mod convert;
+mod guard;
+mod listen;
+mod service;
+mod signals;
+mod start;
+mod stdio_sock;
+mod upgrade;
+
+use args::{Args, Command};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Runs the door with the arguments after the program's name.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    match Args::parse(args) {
+        Ok(Command::Version) => {
+            println!("pintle-shim version {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Help) => {
+            print!("{}", args::HELP);
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Run(args)) => start::run(args),
+        Err(message) => {
+            eprintln!("pintle-shim: {message}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! No signal ends the shim: it has to be there when its container ends.
+//!
+//! Handlers instead of ignoring, because an ignored signal would be inherited by the runtime and the container.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Installs handlers for every signal that would end the process and can be handled. SIGHUP means "reopen the logs";
+/// the others mean nothing: who wants the container to end says so to the container.
+pub(super) fn install() -> std::io::Result<Signal> {
+    let real_time = 34..=64;
+    for number in (1..=31).chain(real_time) {
+        let fatal_or_special = matches!(
+            number,
+            libc::SIGHUP
+                | libc::SIGKILL
+                | libc::SIGSTOP
+                | libc::SIGCHLD
+                | libc::SIGILL
+                | libc::SIGFPE
+                | libc::SIGSEGV
+                | libc::SIGBUS
+                | libc::SIGPIPE
+                | libc::SIGCONT
+                | libc::SIGURG
+                | libc::SIGWINCH
+        );
+        if !fatal_or_special {
+            // The handler stays when the receiver is dropped. Numbers the C library keeps for itself are refused.
+            let _ = signal(SignalKind::from_raw(number));
+        }
+    }
+    signal(SignalKind::hangup())
+}

@@ -1,0 +1,244 @@
+//! Running a process to its end and keeping its output.
+//!
+//! Five answers are told apart: not started (an error with the runtime's words), exited, killed by a signal, time up,
+//! output cut. Output is capped while it streams, and the process is drained on, so that it does not block.
+
+use super::container::Container;
+use super::exec::{Launch, exec_cgroup};
+use super::failure::Failure;
+use super::ready::async_fd;
+use super::reap::Ended;
+use super::runtime::{RunIo, RuntimeCli};
+use super::spec::ExecSpec;
+use super::{stdio, tree};
+use pintle_core::exit::Exit;
+use pintle_core::wall::WallTime;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
+
+/// Output kept unless the caller says otherwise: stdout and stderr together.
+pub const OUTPUT_DEFAULT: u64 = 16 * 1024 * 1024;
+/// How long output of left-over processes is waited for after the end.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// What came of it.
+#[derive(Debug)]
+pub struct SyncResult {
+    /// Its pid.
+    pub pid: i32,
+    /// How it ended.
+    pub exit: Exit,
+    /// When it was started.
+    pub started_at: WallTime,
+    /// When it was reaped.
+    pub finished_at: WallTime,
+    /// Its stdout, or all output of a terminal.
+    pub stdout: Vec<u8>,
+    /// Its stderr.
+    pub stderr: Vec<u8>,
+    /// Output was cut.
+    pub truncated: bool,
+    /// The time was up and the tree was killed.
+    pub timed_out: bool,
+}
+
+impl Container {
+    /// Runs a process to its end. `timeout` counts from the moment it runs.
+    ///
+    /// # Errors
+    /// For a bad request, and if the runtime cannot start it.
+    pub async fn exec_sync(
+        self: &Arc<Self>,
+        spec: ExecSpec,
+        timeout: Option<Duration>,
+        max_output: u64,
+    ) -> Result<SyncResult, Failure> {
+        let (runtime, bundle, exec_args) = self.check_exec_possible()?;
+        let (document, terminal) = spec.process(&bundle)?;
+        // Only what may have to be killed needs a cgroup of its own.
+        let cgroup = match timeout {
+            Some(_) if self.runtime_can_place(&runtime).await => exec_cgroup(self),
+            _ => None,
+        };
+        let mut launch = Launch { cgroup: cgroup.as_ref().map(|c| c.argument.clone()), ..Launch::default() };
+        let output = Output { kept: AtomicU64::new(0), max: max_output, truncated: AtomicBool::new(false) };
+        let (mut out, mut err) = (Reader::default(), Reader::default());
+        if !terminal {
+            let pipes = stdio::Pipes::new(false)
+                .map_err(|e| Failure::system("make pipes for exec in", self.id.as_str(), &e))?;
+            launch.io = RunIo { stdin: pipes.stdin, stdout: pipes.stdout, stderr: pipes.stderr };
+            let watch =
+                |fd| Reader::new(fd).map_err(|e| Failure::system("read exec in", self.id.as_str(), &e));
+            out = watch(pipes.ours.stdout)?;
+            err = watch(pipes.ours.stderr)?;
+        }
+        // It runs, and may fill its pipes, before the runtime's exec returns.
+        let start = self.launch(&runtime, &document, terminal, exec_args, launch);
+        tokio::pin!(start);
+        let started = loop {
+            tokio::select! {
+                biased;
+                started = &mut start => break started,
+                () = out.fill(&output) => {}
+                () = err.fill(&output) => {}
+            }
+        };
+        let mut started = match started {
+            Ok(started) => started,
+            Err(mut failure) => {
+                if failure.runtime_message.is_empty() && !err.bytes.is_empty() {
+                    failure.runtime_message = pintle_core::runtime::error_message(b"", &err.bytes);
+                    failure.message = format!("{}: {}", failure.message, failure.runtime_message);
+                }
+                return Err(failure);
+            }
+        };
+        if let Some(master) = started.master.take() {
+            out = Reader::new(Some(master))
+                .map_err(|e| Failure::system("read exec in", self.id.as_str(), &e))?;
+        }
+        let deadline = timeout.map(|t| Instant::now() + t);
+        let mut timed_out = false;
+        let ended = loop {
+            tokio::select! {
+                // The end comes first: what ended in time did not time out.
+                biased;
+                ended = started.exit.wait() => break ended,
+                () = until(deadline.filter(|_| !timed_out)) => {
+                    timed_out = true;
+                    self.kill_tree(cgroup.as_ref(), started.pidfd.as_ref());
+                }
+                () = out.fill(&output) => {}
+                () = err.fill(&output) => {}
+            }
+        };
+        linger(&mut out, &mut err, &output, timed_out).await;
+        if let Some(cgroup) = cgroup.as_ref().filter(|_| timed_out) {
+            // What the first kill missed because it was being born.
+            for round in 0..50u64 {
+                if cgroup.kill() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(round.min(20))).await;
+            }
+        }
+        let Ended { exit, at, .. } = ended;
+        Ok(SyncResult {
+            pid: started.pid,
+            exit,
+            started_at: started.started_at,
+            finished_at: at,
+            stdout: out.bytes,
+            stderr: err.bytes,
+            truncated: output.truncated.load(Ordering::Relaxed),
+            timed_out,
+        })
+    }
+
+    fn kill_tree(&self, cgroup: Option<&tree::ExecCgroup>, pidfd: Option<&pintle_sys::pidfd::PidFd>) {
+        match cgroup {
+            Some(cgroup) => {
+                cgroup.kill();
+            }
+            None => {
+                let cgroups = self.lock().cgroups.clone();
+                if let Some(pidfd) = pidfd {
+                    tree::signal_descendants(pidfd, &cgroups, libc::SIGKILL);
+                }
+            }
+        }
+        if let Some(pidfd) = pidfd {
+            let _ = pidfd.signal(libc::SIGKILL);
+        }
+    }
+
+    /// Whether the runtime's exec can place a process in a sub-cgroup. Asked once per container.
+    async fn runtime_can_place(&self, runtime: &RuntimeCli) -> bool {
+        if let Some(known) = self.lock().exec_cgroup {
+            return known;
+        }
+        let text = runtime.help("exec").await;
+        let unified = self.lock().cgroups.dir("freezer").is_none_or(|d| d.unified);
+        // With several hierarchies the argument must name one, which is runc's form.
+        let can = text.contains("--cgroup") && (unified || text.contains("[<controller>:]"));
+        self.lock().exec_cgroup = Some(can);
+        can
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads what is left: to the end of file if it comes soon, else what is there.
+async fn linger(out: &mut Reader, err: &mut Reader, output: &Output, killed: bool) {
+    let end = Instant::now() + if killed { LINGER / 2 } else { LINGER };
+    while out.fd.is_some() || err.fd.is_some() {
+        tokio::select! {
+            () = out.fill(output) => {}
+            () = err.fill(output) => {}
+            () = tokio::time::sleep_until(end) => return,
+        }
+    }
+}
+
+/// What two readers share; both run in one task, but its future must be `Send`.
+struct Output {
+    kept: AtomicU64,
+    max: u64,
+    truncated: AtomicBool,
+}
+
+#[derive(Default)]
+struct Reader {
+    fd: Option<AsyncFd<OwnedFd>>,
+    bytes: Vec<u8>,
+}
+
+impl Reader {
+    fn new(fd: Option<OwnedFd>) -> io::Result<Self> {
+        let Some(fd) = fd else { return Ok(Self::default()) };
+        let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL)?;
+        let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
+        nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(flags))?;
+        Ok(Self { fd: Some(async_fd(fd, Interest::READABLE)?), bytes: Vec::new() })
+    }
+
+    /// One read; waits for ever once the stream has ended.
+    async fn fill(&mut self, output: &Output) {
+        let mut buffer = [0u8; 16 * 1024];
+        let read = match &self.fd {
+            None => return std::future::pending().await,
+            Some(fd) => match fd.readable().await {
+                Err(_) => Ok(0),
+                Ok(mut ready) => match ready.try_io(|fd| Ok(nix::unistd::read(fd.get_ref(), &mut buffer)?)) {
+                    Err(_would_block) => return,
+                    Ok(read) => read,
+                },
+            },
+        };
+        match read {
+            Ok(n) if n > 0 => {
+                let room = output.max.saturating_sub(output.kept.load(Ordering::Relaxed));
+                let take = usize::try_from(room).unwrap_or(usize::MAX).min(n);
+                if take < n {
+                    output.truncated.store(true, Ordering::Relaxed);
+                }
+                output.kept.fetch_add(take as u64, Ordering::Relaxed);
+                self.bytes.extend_from_slice(&buffer[..take]);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // A terminal whose last user is gone says EIO instead of an end of file.
+            _ => self.fd = None,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The end of a container, from top to bottom. Every step runs even where an earlier one failed.
+
+use super::container::{Container, Status};
+use super::events::EventKind;
+use super::pump::DrainPolicy;
+use super::reap::Ended;
+use super::record::write_exit_record;
+use super::{persist, tree};
+use pintle_core::cgroup::OomVerdict;
+use pintle_core::record::ExitRecord;
+use pintle_sys::clock;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Runs the steps after init was reaped.
+pub async fn run(container: &Arc<Container>, ended: Ended) {
+    // A start that is still being answered is told first.
+    drop(container.starting.lock().await);
+    let (pid, started_at, hub, oom, cgroups, execs, spec, private) = {
+        let inner = container.lock();
+        (
+            inner.pid,
+            inner.started_at,
+            inner.hub.clone(),
+            inner.oom.clone(),
+            inner.cgroups.clone(),
+            inner.execs.values().cloned().collect::<Vec<_>>(),
+            inner.spec.clone().unwrap_or_default(),
+            inner.facts.own_pid_namespace,
+        )
+    };
+    // Last look while the cgroup is there.
+    let sigkilled = ended.exit.signal() == Some(libc::SIGKILL);
+    let mut verdict = OomVerdict::default();
+    if let Some(oom) = &oom {
+        let new = oom.look();
+        if new > 0 {
+            container.tell_oom(new);
+        }
+        verdict = oom.verdict(sigkilled);
+    }
+    // In a pid namespace of its own everything dies with init, so the execs end now; their ends are told first.
+    if private {
+        let all = async {
+            for exec in &execs {
+                exec.wait().await;
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
+    } else if cgroups.populated() == Some(true) && container.lock().stop.is_some() {
+        // Being stopped means all of it.
+        let _ = tree::signal_all(&cgroups, libc::SIGKILL);
+    }
+    // Drain, bounded: a left-over process may hold the streams for ever.
+    let mut record = ExitRecord {
+        id: container.id.clone(),
+        exec_id: String::new(),
+        pid,
+        exit: ended.exit,
+        oom: verdict,
+        started_at,
+        finished_at: ended.at,
+        boot_id: clock::boot_id(),
+        log_bytes_lost: 0,
+        output_leaked: false,
+    };
+    if let Some(hub) = &hub {
+        let drained = hub.drained(DrainPolicy { cap: spec.drain(), ..DrainPolicy::default() }).await;
+        record.output_leaked = drained.leaked;
+        // Flush, fsync, close the log; attach clients get their ends.
+        if let Err(error) = hub.finish(true).await {
+            eprintln!("finish log of {}: {error}", container.id);
+        }
+        record.log_bytes_lost = hub.counters().losses.total();
+    }
+    if let Err(error) = write_exit_record(&container.dir, &record) {
+        eprintln!("write exit record of {}: {error}", container.id);
+    }
+    if let Some(dir) = &spec.exit_dir {
+        let path = dir.join(&container.id);
+        if let Err(error) =
+            persist::write_durable(&path, record.exit.shell_code().to_string().as_bytes(), 0o644)
+        {
+            eprintln!("write {}: {error}", path.display());
+        }
+    }
+    {
+        let mut inner = container.lock();
+        if inner.status != Status::Deleted {
+            inner.status = Status::Stopped;
+        }
+        inner.stop = None;
+        // Its inotify or eventfd is of no use any more.
+        inner.oom = None;
+    }
+    container.save();
+    container.events.push(EventKind::Exited, "", pid, Some(record.clone()), &[]);
+    container.ended.send_replace(Some(record));
+    run_exit_command(container, &spec.exit_command);
+    // The burst is over; what the buffers used goes back.
+    pintle_sys::mem::trim();
+}
+
+/// Starts the exit command; it is reaped like every child.
+fn run_exit_command(container: &Arc<Container>, command: &[String]) {
+    let Some((program, args)) = command.split_first() else { return };
+    let mut run = Command::new(program);
+    run.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    if let Err(error) = container.reaper.spawn(&mut run) {
+        eprintln!("start exit command {program}: {error}");
+    }
+}

@@ -1,0 +1,129 @@
+//! Stopping: the stop signal, and SIGKILL when the time is up. A later caller may shorten the time, never lengthen it.
+
+use super::container::{Container, Status};
+use super::failure::Failure;
+use super::runtime::RunIo;
+use super::tree;
+use pintle_core::record::ExitRecord;
+use pintle_core::runtime::RuntimeOp;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// A stop under way.
+pub struct StopHandle {
+    deadline: watch::Sender<Instant>,
+}
+
+/// The longest timeout taken; more than any machine lives, less than the clock's range.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+impl Container {
+    /// Stops the container and waits for its end.
+    ///
+    /// # Errors
+    /// If it has not been created, or the signal cannot be sent.
+    pub async fn stop(self: &Arc<Self>, signal: i32, timeout: Duration) -> Result<ExitRecord, Failure> {
+        self.begin_stop(signal, timeout)?;
+        Ok(self.wait().await)
+    }
+
+    /// Starts a stop, or shortens the one under way.
+    ///
+    /// # Errors
+    /// As [`Container::stop`].
+    pub fn begin_stop(self: &Arc<Self>, signal: i32, timeout: Duration) -> Result<(), Failure> {
+        let deadline = Instant::now() + timeout.min(FOREVER);
+        let receiver = {
+            let mut inner = self.lock();
+            if inner.pidfd.is_none() {
+                drop(inner);
+                return Err(self.not_created());
+            }
+            if matches!(inner.status, Status::Stopped | Status::Deleted) {
+                return Ok(());
+            }
+            if let Some(stop) = &inner.stop {
+                stop.deadline.send_if_modified(|old| {
+                    let sooner = deadline < *old;
+                    if sooner {
+                        *old = deadline;
+                    }
+                    sooner
+                });
+                return Ok(());
+            }
+            let (sender, receiver) = watch::channel(deadline);
+            inner.stop = Some(StopHandle { deadline: sender });
+            receiver
+        };
+        tokio::spawn(run(self.clone(), signal, receiver));
+        Ok(())
+    }
+}
+
+async fn run(container: Arc<Container>, signal: i32, mut deadline: watch::Receiver<Instant>) {
+    let (pidfd, status) = {
+        let inner = container.lock();
+        (inner.pidfd.clone(), inner.status)
+    };
+    let Some(pidfd) = pidfd else { return };
+    // A process that is not started yet is the runtime's own: it has no handler and nothing to save.
+    let gentle = *deadline.borrow() > Instant::now() && status != Status::Created;
+    if gentle {
+        // A failed send means that it is ending, or that only SIGKILL will do.
+        let _ = pidfd.signal(signal);
+        if status == Status::Paused {
+            // A frozen container cannot react to its stop signal.
+            thaw(&container).await;
+        }
+        loop {
+            let until = *deadline.borrow_and_update();
+            tokio::select! {
+                _ = container.wait() => return,
+                () = tokio::time::sleep_until(until) => break,
+                changed = deadline.changed() => if changed.is_err() { break },
+            }
+        }
+    }
+    kill_hard(&container).await;
+}
+
+async fn thaw(container: &Arc<Container>) {
+    if let Ok(runtime) = container.runtime() {
+        if runtime.run(&RuntimeOp::Resume, RunIo::default()).await.is_ok() {
+            let mut inner = container.lock();
+            if inner.status == Status::Paused {
+                inner.status = Status::Running;
+            }
+        }
+    }
+}
+
+/// SIGKILL until it is gone. Processes in the kernel (NFS) die when the kernel lets them; there is no giving up, but
+/// the tries become rare.
+pub(super) async fn kill_hard(container: &Arc<Container>) {
+    let mut pause = Duration::from_millis(200);
+    loop {
+        let (pidfd, cgroups, paused) = {
+            let inner = container.lock();
+            (inner.pidfd.clone(), inner.cgroups.clone(), inner.status == Status::Paused)
+        };
+        let Some(pidfd) = pidfd else { return };
+        let _ = pidfd.signal(libc::SIGKILL);
+        let private = container.lock().facts.own_pid_namespace;
+        if !private {
+            // Without a pid namespace of its own nobody else kills the rest.
+            let _ = tree::signal_all(&cgroups, libc::SIGKILL);
+        }
+        if paused {
+            // v1 delivers SIGKILL only when thawed.
+            thaw(container).await;
+        }
+        tokio::select! {
+            _ = container.wait() => return,
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(60)),
+        }
+    }
+}
