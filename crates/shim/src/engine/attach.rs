@@ -86,6 +86,13 @@ impl Client {
         self.reader.clone().into_iter().chain(self.writer.clone())
     }
 
+    /// Ends the connection now. Aborted tasks let go of the descriptor only when they run next; the peer need not wait
+    /// for that.
+    fn hang_up(&self) {
+        let _ = nix::sys::socket::shutdown(self.fd.get_ref().as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        self.tasks().for_each(|task| task.abort());
+    }
+
     /// Sends or queues one run of bytes; `whole` shares the copy among clients.
     fn push(&mut self, kind: u8, data: &[u8], whole: &mut Option<Bytes>) {
         let mut sent = 0;
@@ -298,7 +305,7 @@ impl Hub {
 
     fn farewell(&self, left: Vec<Client>) {
         for client in left {
-            client.tasks().for_each(|task| task.abort());
+            client.hang_up();
             self.room.notify_waiters();
             self.tell(HubEvent::ClientLeft(client.id));
         }
@@ -361,7 +368,6 @@ impl Hub {
             }
         }
         for client in dropped {
-            client.tasks().for_each(|task| task.abort());
             let reason = format!("does not read: {} bytes are waiting for it", client.queue.queued());
             tracing::warn!("attach client dropped: it {reason}");
             if client.options.framing == Framing::Native {
@@ -371,6 +377,7 @@ impl Hub {
                     &[&[KIND_CONTROL, b'D'], reason.as_bytes()].concat(),
                 );
             }
+            client.hang_up();
             self.room.notify_waiters();
             self.tell(HubEvent::ClientDropped(client.id, reason));
         }

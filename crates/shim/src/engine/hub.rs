@@ -297,6 +297,8 @@ impl Hub {
         let logs = self.finish_logs(sync);
         self.close_clients(Duration::from_secs(5)).await;
         self.close();
+        // Aborted tasks let go of their descriptors when they are scheduled next.
+        tokio::task::yield_now().await;
         logs
     }
 
@@ -325,3 +327,6 @@ impl Hub {
         self.progress.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -342,3 +342,6 @@ impl LogSink for FileSink {
         Ok(Some((state, vec![self.file.try_clone()?.into()])))
     }
 }
+
+#[cfg(test)]
+mod tests;
