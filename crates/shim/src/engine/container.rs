@@ -371,8 +371,9 @@ impl Container {
         self.require("start", &[Status::Created])?;
         let runtime = self.runtime()?;
         let _starting = self.starting.lock().await;
-        runtime.run(&RuntimeOp::Start, RunIo::default()).await?;
+        // Before it, so that no end is earlier than its start.
         let now = clock::wall();
+        runtime.run(&RuntimeOp::Start, RunIo::default()).await?;
         let pid = {
             let mut inner = self.lock();
             if inner.status == Status::Created {

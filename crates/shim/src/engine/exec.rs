@@ -244,6 +244,7 @@ impl Container {
             extra: exec_args.iter().map(|a| a.as_bytes().to_vec()).collect(),
         };
         let since = clock::mono();
+        let started_at = clock::wall();
         let result = runtime.run(&op, launch.io).await;
         let _ = std::fs::remove_file(&path);
         let pid = result.and_then(|_| runtime.read_pid_file(&op, &pid_file));
@@ -253,7 +254,6 @@ impl Container {
         let exit = self.reaper.watch(pid, since);
         // Reaped already: what the pidfd holds may be another process with the same pid.
         let pidfd = pidfd.filter(|_| exit.peek().is_none());
-        let started_at = clock::wall();
         let master = match console {
             Some(console) => Some(receive_console(&console, &self.id).await?),
             None => None,

@@ -344,7 +344,7 @@ impl Shim {
         self.stop_listening();
         // Answers under way are written; then connections are closed.
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.server.shutdown()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.server.disconnect()).await;
         for name in ["monitor.sock", "stdio.sock", "attach.sock"] {
             let _ = std::fs::remove_file(self.container.dir.join(name));
         }
