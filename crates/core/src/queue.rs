@@ -7,7 +7,7 @@ use core::time::Duration;
 /// Budgets of one client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueuePolicy {
-    /// Bytes held for a client before the container has to wait for it.
+    /// Bytes held for a client before the container has to wait for it, until half of them are taken.
     pub budget: u64,
     /// How long the container waits for a client that makes less progress than `progress`.
     pub deadline: Duration,
@@ -70,14 +70,14 @@ impl ClientQueue {
     pub fn pop(&mut self, bytes: u64) {
         self.queued = self.queued.saturating_sub(bytes);
         self.sent = self.sent.saturating_add(bytes);
-        if self.queued < self.policy.budget {
-            self.waiting = None;
-        }
     }
 
     /// May the container's output be read on?
     pub fn verdict(&mut self, now: Duration) -> Verdict {
-        if self.queued < self.policy.budget {
+        // Once the container waits, half of the budget has to be taken before it goes on: a client that takes a byte now
+        // and then would start a new wait each time and hold it up for ever.
+        let bound = if self.waiting.is_some() { self.policy.budget / 2 } else { self.policy.budget };
+        if self.queued < bound {
             self.waiting = None;
             return Verdict::Accept;
         }
@@ -127,9 +127,25 @@ mod tests {
         queue.pop(9);
         assert_eq!(queue.verdict(ms(2000)), Verdict::Drop);
         queue.pop(90);
+        assert_eq!(queue.verdict(ms(2001)), Verdict::Pause { until: ms(3001) });
+        queue.pop(32);
         assert_eq!(queue.verdict(ms(2001)), Verdict::Accept);
         queue.push(100);
         assert_eq!(queue.verdict(ms(5000)), Verdict::Pause { until: ms(6000) });
+    }
+
+    /// Found by the fuzz target `queue`: every byte taken at the bound began a new wait.
+    #[test]
+    fn a_trickle_is_no_progress() {
+        let mut queue = ClientQueue::new(POLICY);
+        queue.push(101);
+        let mut now = 0;
+        while let Verdict::Pause { .. } = queue.verdict(ms(now)) {
+            now += 900;
+            queue.pop(2);
+            assert!(now < 5000);
+        }
+        assert_eq!(queue.verdict(ms(now)), Verdict::Drop);
     }
 
     proptest! {
@@ -152,7 +168,7 @@ mod tests {
                 }
                 prop_assert!(queue.queued() < POLICY.budget + 60);
             }
-            prop_assert!(waited <= 1000 * (1 + queue.sent() / POLICY.progress));
+            prop_assert!(waited <= 1000 * (2 + 2 * queue.sent() / POLICY.progress));
         }
     }
 }

@@ -1,0 +1,295 @@
+//! What is fuzzed: one function per target. Each takes any bytes and panics only if a promise is broken.
+//!
+//! `cargo +nightly fuzz run TARGET` searches; the test `corpus` of `pintle-core` runs all of them over the committed
+//! corpora and mutations of these with a stable compiler.
+
+use pintle_core::attach::{ClientPacket, LineReader, ShimPacket, parse_ctl, parse_size};
+use pintle_core::batch::Batcher;
+use pintle_core::cgroup::{
+    MemoryEvents, OomCounter, directory, flat_value, limit_value, parse_memory_events, parse_mountinfo,
+    parse_populated, parse_proc_cgroup, unified_directory,
+};
+use pintle_core::line::{LineAssembler, MAX_RECORD, Stream, segments};
+use pintle_core::queue::{ClientQueue, QueuePolicy, Verdict};
+use pintle_core::rotate::{SizeCounter, SizeLimits, Step};
+use pintle_core::time::{STAMP_LEN, Stamper};
+use pintle_core::wall::WallTime;
+use std::time::Duration;
+
+/// A target: its name, which is also that of its corpus, and its function.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const ALL: &[Target] = &[
+    ("argv", argv),
+    ("attach_client", attach_client),
+    ("attach_shim", attach_shim),
+    ("ctl", ctl),
+    ("cri", cri),
+    ("journal", journal),
+    ("lines", lines),
+    ("assembler", assembler),
+    ("notify", notify),
+    ("cgroup", cgroup),
+    ("runtime_log", runtime_log),
+    ("record", record),
+    ("rotate", rotate),
+    ("queue", queue),
+    ("stamp", stamp),
+    ("batch", batch),
+    ("exit", exit),
+    ("oom", oom),
+];
+
+/// Command lines, arguments separated by NUL.
+pub fn argv(data: &[u8]) {
+    use pintle_core::argv::{Kind, Opt, parse};
+    const TABLE: &[Opt] = &[
+        Opt::new("api-version", None, Kind::Flag, "flag"),
+        Opt::new("cid", Some(b'c'), Kind::Text, "text"),
+        Opt::new("terminal", Some(b't'), Kind::Flag, "flag"),
+        Opt::new("stdin", Some(b'i'), Kind::Flag, "flag"),
+        Opt::new("timeout", Some(b'T'), Kind::Int, "int"),
+        Opt::new("log-size-max", None, Kind::Long, "long"),
+        Opt::new("runtime-opt", None, Kind::Array, "array"),
+    ];
+    let args: Vec<Vec<u8>> = data.split(|b| *b == 0).map(<[u8]>::to_vec).collect();
+    match parse(TABLE, &args) {
+        Ok(_) => {}
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// Packets from native clients: what is understood encodes to the same bytes.
+pub fn attach_client(data: &[u8]) {
+    if let Ok(packet) = ClientPacket::decode(data) {
+        let mut again = Vec::new();
+        packet.encode(&mut again);
+        assert_eq!(again, data);
+    }
+}
+
+/// Packets from the shim.
+pub fn attach_shim(data: &[u8]) {
+    if let Ok(packet) = ShimPacket::decode(data) {
+        let mut again = Vec::new();
+        packet.encode(&mut again);
+        assert_eq!(again, data);
+    }
+}
+
+/// Control lines: any cut of the bytes gives the same commands. The first byte is the size of the pieces.
+pub fn ctl(data: &[u8]) {
+    let Some((piece, data)) = data.split_first() else { return };
+    let read = |piece: usize| {
+        let mut reader = LineReader::new();
+        let mut out = Vec::new();
+        for piece in data.chunks(piece) {
+            reader.push(piece, |line| {
+                out.push((line.and_then(|l| parse_ctl(l, 1000)), line.and_then(|l| parse_size(l, u16::MAX))));
+            });
+        }
+        out
+    };
+    assert_eq!(read(usize::from(*piece).max(1)), read(data.len().max(1)));
+}
+
+/// Log records: what is read is what was written, and encoding loses nothing.
+pub fn cri(data: &[u8]) {
+    if let Ok(record) = pintle_core::cri::parse(data) {
+        assert!(record.content.len() <= data.len());
+    }
+    let mut out = Vec::new();
+    pintle_core::cri::encode(&mut out, b"2026-11-23T20:15:45.133617925+00:00", Stream::Stderr, data);
+    let mut joined = Vec::new();
+    for record in pintle_core::cri::records(&out) {
+        let record = record.expect("our own record");
+        assert!(record.payload_len() <= MAX_RECORD && record.stream == Stream::Stderr);
+        joined.extend_from_slice(record.content);
+        if record.complete {
+            joined.push(b'\n');
+        }
+    }
+    assert_eq!(joined, data);
+    assert_eq!(pintle_core::cri::payload(&out).0, data.len() as u64);
+}
+
+/// Journal datagrams, foreign and our own.
+pub fn journal(data: &[u8]) {
+    use pintle_core::journal::{JournalConfig, JournalEncoder, fields};
+    let _ = fields(data);
+    let config = JournalConfig {
+        id: b"0123456789abcdef".to_vec(),
+        priority_prefix: data.len() % 2 == 0,
+        ..JournalConfig::default()
+    };
+    let mut out = Vec::new();
+    JournalEncoder::new(&config).encode(&mut out, Stream::Stdout, data, false, true);
+    let fields = fields(&out).expect("our own datagram");
+    assert!(data.ends_with(fields[0].1));
+}
+
+/// Cutting chunks into records.
+pub fn lines(data: &[u8]) {
+    let mut len = 0;
+    for segment in segments(data) {
+        assert!(!segment.bytes.is_empty() && segment.bytes.len() <= MAX_RECORD);
+        assert_eq!(segment.complete, segment.bytes.ends_with(b"\n"));
+        len += segment.bytes.len();
+    }
+    assert_eq!(len, data.len());
+}
+
+/// Joining chunks to lines: nothing is lost, and the bound holds. The first byte is the size of the chunks.
+pub fn assembler(data: &[u8]) {
+    let Some((piece, data)) = data.split_first() else { return };
+    let mut joined = Vec::new();
+    let mut take = |line: &[u8], complete: bool, _fresh: bool| {
+        assert!(line.len() < 2 * MAX_RECORD);
+        assert!(!complete || line.ends_with(b"\n"));
+        joined.extend_from_slice(line);
+    };
+    let mut assembler = LineAssembler::new();
+    for piece in data.chunks(usize::from(*piece).max(1) * 40) {
+        assembler.push(piece, &mut take);
+    }
+    assembler.finish(&mut take);
+    assert_eq!(joined, data);
+}
+
+/// Datagrams of the container's notify socket: what passes once passes again unchanged.
+pub fn notify(data: &[u8]) {
+    if let Some(passed) = pintle_core::notify::filter(data) {
+        assert!(passed.len() <= data.len() + 1);
+        assert_eq!(pintle_core::notify::filter(&passed), Some(passed));
+    }
+}
+
+/// Files of `/proc` and of the cgroup file systems.
+pub fn cgroup(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let lines = parse_proc_cgroup(&text);
+    let mounts = parse_mountinfo(&text);
+    for mount in &mounts {
+        for line in &lines {
+            let _ = directory(mount, &line.path);
+        }
+    }
+    let _ = unified_directory(&lines, &mounts);
+    let _ =
+        (parse_memory_events(&text), parse_populated(&text), limit_value(&text), flat_value(&text, "oom"));
+}
+
+/// What a failed runtime leaves: log and stderr, separated by the first NUL.
+pub fn runtime_log(data: &[u8]) {
+    let at = data.iter().position(|b| *b == 0).unwrap_or(data.len());
+    let (log, stderr) = data.split_at(at);
+    let _ = pintle_core::runtime::error_message(log, stderr);
+}
+
+/// Exit records from disk: what is read is written the same way again.
+pub fn record(data: &[u8]) {
+    use pintle_core::record::ExitRecord;
+    if let Some(record) = ExitRecord::from_json(data) {
+        let json = record.to_json();
+        let again = ExitRecord::from_json(&json).expect("our own record");
+        assert_eq!(again.to_json(), json);
+    }
+}
+
+/// Size limits: two bytes of limits, then records.
+pub fn rotate(data: &[u8]) {
+    let [file, total, old, records @ ..] = data else { return };
+    let limits = SizeLimits { file: u64::from(*file), total: u64::from(*total) * 4 };
+    let mut counter = SizeCounter { file: u64::from(*old), total: u64::from(*old) };
+    let (mut at, mut size, mut written, mut dropped, mut steps) = (0, counter.file, 0, 0, 0);
+    while let Some(step) = limits.next_step(&counter, records, at) {
+        match &step {
+            Step::Write(range) => {
+                let alone = size == 0;
+                size += range.len() as u64;
+                written += range.len();
+                let count = records[range.clone()].split_inclusive(|b| *b == b'\n').count();
+                assert!(limits.file == 0 || size <= limits.file || (alone && count == 1));
+            }
+            Step::Rotate => size = 0,
+            Step::Drop(range) => dropped += range.len(),
+        }
+        at = counter.apply(&step, at);
+        steps += 1;
+        assert!(steps <= 2 * records.len() + 2, "no progress");
+    }
+    assert_eq!(written + dropped, records.len());
+}
+
+/// A client and its queue: the container never waits longer than a deadline for a portion of progress.
+pub fn queue(data: &[u8]) {
+    let policy = QueuePolicy { budget: 100, deadline: Duration::from_millis(50), progress: 10 };
+    let mut queue = ClientQueue::new(policy);
+    let (mut now, mut waited) = (0u64, 0u64);
+    for step in data.chunks_exact(2) {
+        match queue.verdict(Duration::from_millis(now)) {
+            Verdict::Accept => queue.push(u64::from(step[0])),
+            Verdict::Pause { until } => {
+                let left = until.as_millis() as u64 - now;
+                let step_time = u64::from(step[0]).min(left);
+                now += step_time;
+                waited += step_time;
+                queue.pop(u64::from(step[1]).min(queue.queued()));
+            }
+            Verdict::Drop => break,
+        }
+        now += 1;
+        assert!(queue.queued() < policy.budget + 256);
+    }
+    assert!(waited <= 50 * (2 + 2 * queue.sent() / policy.progress));
+}
+
+/// Timestamps: always the same length, and the cache changes nothing.
+pub fn stamp(data: &[u8]) {
+    let mut cached = Stamper::new();
+    for bytes in data.chunks_exact(16) {
+        let int = |range: std::ops::Range<usize>| {
+            bytes[range].iter().rev().fold(0u64, |sum, b| sum << 8 | u64::from(*b))
+        };
+        let now = WallTime::new(int(0..8) as i64, int(8..12) as u32);
+        let offset = int(12..16) as i32;
+        let fresh = *Stamper::new().stamp(now, offset);
+        assert_eq!(fresh.len(), STAMP_LEN);
+        assert!(fresh.is_ascii());
+        assert_eq!(*cached.stamp(now, offset), fresh);
+    }
+}
+
+/// Pauses of the pump are short.
+pub fn batch(data: &[u8]) {
+    let mut batcher = Batcher::new();
+    let mut now = Duration::ZERO;
+    for step in data.chunks_exact(2) {
+        now += Duration::from_micros(u64::from(step[0]) * 20);
+        if let Some(pause) = batcher.after_read(now, usize::from(step[1]) * 300) {
+            assert!(!pause.is_zero() && pause <= Duration::from_millis(1));
+        }
+    }
+}
+
+/// Wait statuses: whatever the kernel says has one meaning.
+pub fn exit(data: &[u8]) {
+    use pintle_core::exit::WaitStatus;
+    for bytes in data.chunks_exact(4) {
+        let raw = bytes.iter().rev().fold(0u32, |sum, b| sum << 8 | u32::from(*b)) as i32;
+        let _ = WaitStatus::from_raw(raw);
+        let _ = WaitStatus::from_siginfo(raw & 7, raw >> 8);
+    }
+}
+
+/// Counts of `memory.events` in any order: the sum of what is reported never falls.
+pub fn oom(data: &[u8]) {
+    let mut counter = OomCounter::new(MemoryEvents::default(), MemoryEvents::default());
+    for bytes in data.chunks_exact(3) {
+        let own = MemoryEvents { oom: bytes[0].into(), oom_kill: bytes[1].into(), ..MemoryEvents::default() };
+        let parent = MemoryEvents { oom: bytes[2].into(), ..MemoryEvents::default() };
+        let _ = counter.observe(own, (bytes[2] % 2 == 0).then_some(parent));
+        let _ = counter.verdict(bytes[0] % 2 == 0);
+    }
+}
