@@ -132,8 +132,11 @@ async fn a_restore_that_fails_tells_why_and_leaves_nothing() {
     with_criu(&mut create, &criu);
     let image = native.path().join("empty");
     fs::create_dir(&image).expect("create a directory");
-    let restore = RestoreOptions { create, image_path: image, ..Default::default() };
+    let restore = RestoreOptions { create, image_path: image.clone(), ..Default::default() };
     let error = monitor.restore(&restore).await.expect_err("nothing to restore from");
+    assert_eq!(error.kind(), Some(ErrorKind::InvalidArgument), "{error:?}");
+    fs::write(image.join("inventory.img"), "nonsense").expect("write an image");
+    let error = monitor.restore(&restore).await.expect_err("nonsense to restore from");
     assert_eq!(error.kind(), Some(ErrorKind::RuntimeFailed), "{error:?}");
     monitor.shutdown(true).await.expect("shutdown");
     native.finish();

@@ -89,6 +89,23 @@ pub fn start_time(pid: i32) -> u64 {
     stat(pid).map_or(0, |s| s.start)
 }
 
+/// Whether a pid is this process, one it descends from, or no pid at all. None of these can be a child that
+/// somebody made for us, whatever a file says.
+pub fn is_own_line(pid: i32) -> bool {
+    let mut at = i32::try_from(std::process::id()).unwrap_or(0);
+    // Deeper trees end at the first process.
+    for _ in 0..1024 {
+        if pid <= 1 || at == pid {
+            return true;
+        }
+        match stat(at) {
+            Some(stat) if stat.ppid > 1 => at = stat.ppid,
+            _ => return false,
+        }
+    }
+    false
+}
+
 /// Reads the own oom score adjustment.
 pub fn oom_score_adj() -> Option<i32> {
     std::fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
@@ -105,6 +122,19 @@ pub fn set_oom_score_adj(value: i32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn own_line() {
+        let own = std::process::id() as i32;
+        let parent = stat(own).unwrap().ppid;
+        assert!(
+            is_own_line(own) && is_own_line(parent) && is_own_line(1) && is_own_line(0) && is_own_line(-1)
+        );
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(!is_own_line(child.id() as i32));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 
     #[test]
     fn stat_with_a_bad_name() {

@@ -97,6 +97,8 @@ pub(super) struct Launch {
     pub(super) io: RunIo,
     pub(super) size: (u16, u16),
     pub(super) cgroup: Option<String>,
+    /// How long the runtime's exec may take; `None`: as long as any of its calls.
+    pub(super) limit: Option<Duration>,
 }
 
 impl Container {
@@ -245,7 +247,10 @@ impl Container {
         };
         let since = clock::mono();
         let started_at = clock::wall();
-        let result = runtime.run(&op, launch.io).await;
+        let result = match launch.limit {
+            Some(limit) => runtime.run_within(&op, launch.io, limit).await,
+            None => runtime.run(&op, launch.io).await,
+        };
         let _ = std::fs::remove_file(&path);
         let pid = result.and_then(|_| runtime.read_pid_file(&op, &pid_file));
         let _ = std::fs::remove_file(&pid_file);

@@ -24,6 +24,8 @@ use tokio::time::Instant;
 
 /// Output kept unless the caller says otherwise: stdout and stderr together.
 pub const OUTPUT_DEFAULT: u64 = 16 * 1024 * 1024;
+/// Added to the caller's timeout for the runtime's own work: one that hangs must not hold the caller.
+const LAUNCH: Duration = Duration::from_secs(10);
 /// How long output of left-over processes is waited for after the end.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -66,7 +68,11 @@ impl Container {
             Some(_) if self.runtime_can_place(&runtime).await => exec_cgroup(self),
             _ => None,
         };
-        let mut launch = Launch { cgroup: cgroup.as_ref().map(|c| c.argument.clone()), ..Launch::default() };
+        let mut launch = Launch {
+            cgroup: cgroup.as_ref().map(|c| c.argument.clone()),
+            limit: timeout.map(|t| t + LAUNCH),
+            ..Launch::default()
+        };
         let output = Output { kept: AtomicU64::new(0), max: max_output, truncated: AtomicBool::new(false) };
         let (mut out, mut err) = (Reader::default(), Reader::default());
         if !terminal {

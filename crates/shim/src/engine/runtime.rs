@@ -236,8 +236,9 @@ impl RuntimeCli {
     /// # Errors
     /// If it is missing or holds no pid.
     pub fn read_pid_file(&self, op: &RuntimeOp, path: &Path) -> Result<i32, RuntimeError> {
-        let parsed =
-            std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse::<i32>().ok()).filter(|p| *p > 0);
+        let parsed = std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse::<i32>().ok());
+        // A broken runtime must not make us signal the first process, ourselves or our parents.
+        let parsed = parsed.filter(|pid| !pintle_sys::process::is_own_line(*pid));
         parsed.ok_or_else(|| RuntimeError {
             op: op.name(),
             path: self.config.path.clone(),
