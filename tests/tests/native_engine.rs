@@ -2,8 +2,7 @@
 //! garbage on the sockets. Scenarios of users are in `native.rs`.
 
 use pintle_client::{
-    Error, ErrorKind, EventKind, ExecOptions, ExecSyncOptions, ExitReason, Monitor, Status, has_shim,
-    read_exit_record,
+    Error, ErrorKind, EventKind, ExecOptions, ExecSyncOptions, ExitReason, Monitor, Status, read_exit_record,
 };
 use pintle_tests::{
     Act, Bundle, FakeRuntime, Native, process_alive, process_children, scaled, unique_id, wait_for,
@@ -181,7 +180,6 @@ async fn a_later_stop_shortens_the_first() {
     wait_for("the trap to be set", || std::fs::read_to_string(&c.log).is_ok_and(|t| t.contains("ready")));
     let m = c.monitor.clone();
     let patient = tokio::spawn(async move { m.stop(None, Duration::from_secs(3600)).await });
-    wait_for("the stop to be under way", || has_shim(&place.root().join(&c.id)));
     loop {
         if c.state().await.stopping {
             break;

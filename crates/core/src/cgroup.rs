@@ -236,6 +236,24 @@ impl OomCounter {
         Self { base_own: own, last_own: own, base_parent: parent, last_parent: parent }
     }
 
+    /// The counter as plain numbers, for a successor: start and last readings of the own cgroup and of the one above.
+    pub fn numbers(&self) -> [[u64; 3]; 4] {
+        [self.base_own, self.last_own, self.base_parent, self.last_parent]
+            .map(|e| [e.oom, e.oom_kill, e.oom_group_kill])
+    }
+
+    /// The inverse of [`OomCounter::numbers`].
+    pub fn from_numbers(numbers: [[u64; 3]; 4]) -> Self {
+        let [base_own, last_own, base_parent, last_parent] =
+            numbers.map(|[oom, oom_kill, oom_group_kill]| MemoryEvents {
+                oom,
+                oom_kill,
+                oom_group_kill,
+                under_oom: false,
+            });
+        Self { base_own, last_own, base_parent, last_parent }
+    }
+
     /// Takes in a new reading; answers how many kills are new since the last one.
     /// A reading below the last one (a cgroup made anew) counts from zero.
     pub fn observe(&mut self, own: MemoryEvents, parent: Option<MemoryEvents>) -> u64 {
@@ -317,6 +335,8 @@ mod tests {
         assert!(!c.verdict(false).init_killed);
         let mut c = OomCounter::new(zero, zero);
         c.observe(kill(0, 1), Some(kill(1, 1)));
+        assert_eq!(c.verdict(true).level, Some(OomLevel::Ancestor));
+        let c = OomCounter::from_numbers(c.numbers());
         assert_eq!(c.verdict(true).level, Some(OomLevel::Ancestor));
         let mut c = OomCounter::new(zero, zero);
         c.observe(kill(0, 1), None);

@@ -99,3 +99,10 @@ pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl has just made this descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
+
+/// Blocks every signal that can be blocked; a new program image inherits that.
+pub fn block_signals() {
+    let set = nix::sys::signal::SigSet::all();
+    // Setting a mask cannot fail.
+    let _ = set.thread_set_mask();
+}

@@ -1,16 +1,169 @@
-//! Taking over a container whose shim was lost (docs/adr/0004-crash-adoption.md).
+//! Taking over a container whose shim was lost (docs/adr/0011-crash-adoption.md).
+//!
+//! What can be had again: signals, state, stats, OOM, new execs, the log from where the pipe was read last. What
+//! cannot: stdin and terminals, which ended with the old shim, and the ends of execs it had started. How the container
+//! ends is taken from the kernel; where that cannot tell, the record says so.
 
-use super::container::Container;
+use super::cgroup::Cgroups;
+use super::container::{Container, Status};
+use super::events::EventKind;
 use super::failure::Failure;
-use super::reap::Reaper;
+use super::hub::{Hub, HubConfig};
+use super::oom::OomWatch;
+use super::persist::{self, StateFile};
+use super::reap::{Ended, ExitWatch, Reaper};
+use super::record::read_exit_record;
+use super::runtime::{RunIo, RuntimeCli};
+use super::{logs, rundown};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use pintle_core::cgroup::OomCounter;
+use pintle_core::exit::{Exit, UnknownReason, WaitStatus};
+use pintle_core::line::Stream;
+use pintle_core::runtime::RuntimeOp;
+use pintle_core::wall::WallTime;
+use pintle_sys::pidfd::PidFd;
+use pintle_sys::{clock, process};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+
+fn time(nanos: i64) -> Option<WallTime> {
+    (nanos != 0).then(|| WallTime::from_unix_nanos(nanos))
+}
 
 /// Takes over the container of a state directory.
 ///
 /// # Errors
 /// If the directory holds no state this version understands.
 pub async fn adopt(id: &str, dir: &Path, reaper: Reaper) -> Result<Arc<Container>, Failure> {
-    let state = super::persist::load(dir).map_err(|e| Failure::file("read state of", dir, &e))?;
-    Ok(Container::new(id, dir, "native", reaper, state.last_event))
+    let state = persist::load(dir).map_err(|e| Failure::file("read state of", dir, &e))?;
+    // Numbers after a gap: what the lost shim told after its last save is not told twice under the same number.
+    let container = Container::new(id, dir, "native", reaper.clone(), state.last_event.saturating_add(1000));
+    let Some(spec) = state.spec.clone() else { return Ok(container) };
+    let runtime = RuntimeCli::new(spec.runtime_config(dir), reaper.clone(), id);
+    if state.pid == 0 {
+        // It was lost while it created; what came of that is nobody's.
+        let _ = runtime.run(&RuntimeOp::Delete { force: true }, RunIo::default()).await;
+        container.save();
+        return Ok(container);
+    }
+    {
+        let mut inner = container.lock();
+        inner.facts = spec.facts();
+        inner.facts.terminal = state.terminal;
+        inner.spec = Some(spec.clone());
+        inner.runtime = Some(runtime.clone());
+        inner.pid = state.pid;
+        inner.pid_start = state.pid_start;
+        inner.created_at = time(state.created_at);
+        inner.started_at = time(state.started_at);
+        inner.pipes = (state.stdout_inode, state.stderr_inode);
+        inner.status = Status::Running;
+    }
+    if let Ok(Some(record)) = read_exit_record(dir) {
+        container.lock().status = Status::Stopped;
+        container.ended.send_replace(Some(record));
+        container.save();
+        return Ok(container);
+    }
+    let hub = Hub::new(HubConfig::default());
+    if let Err(failure) = logs::add_sinks(&hub, id, &spec.logs) {
+        // The container is worth more than its log.
+        eprintln!("{failure}");
+    }
+    container.observe(&hub);
+    container.lock().hub = Some(hub.clone());
+    if state.boot_id != clock::boot_id() {
+        end(&container, Exit::Unknown(UnknownReason::Rebooted)).await;
+        return Ok(container);
+    }
+    let Some(pidfd) = hold(&state) else {
+        end(&container, lost_end(&state)).await;
+        return Ok(container);
+    };
+    let cgroups = Cgroups::of(state.pid);
+    let exit = match pidfd.try_clone() {
+        Ok(copy) => reaper.watch_adopted(copy),
+        Err(e) => return Err(Failure::system("hold container", id, &e)),
+    };
+    reopen(&hub, &cgroups, &state);
+    // The cgroup was made for this container, so everything it has counted is its own.
+    let oom = OomWatch::resume(&cgroups, OomCounter::default()).ok().flatten().map(Arc::new);
+    let status = status_of(&runtime).await.unwrap_or(Status::Running);
+    {
+        let mut inner = container.lock();
+        inner.status = status;
+        inner.pidfd = Some(Arc::new(pidfd));
+        inner.cgroups = cgroups;
+        inner.oom = oom;
+    }
+    container.events.push(EventKind::Adopted, "", state.pid, None, &[]);
+    container.save();
+    container.supervise(exit);
+    Ok(container)
+}
+
+/// Holds init, if it is still the process that the state names.
+fn hold(state: &StateFile) -> Option<PidFd> {
+    let pidfd = PidFd::open(state.pid).ok()?;
+    let stat = process::stat(state.pid)?;
+    (stat.start == state.pid_start && stat.state != b'Z').then_some(pidfd)
+}
+
+/// What the kernel can still tell of a process that has ended: something only while its zombie is there.
+fn lost_end(state: &StateFile) -> Exit {
+    let zombie = process::stat(state.pid).filter(|s| s.start == state.pid_start && s.state == b'Z');
+    match zombie.and_then(|s| WaitStatus::from_raw(s.exit_code)) {
+        Some(status) => status.into(),
+        None => Exit::Unknown(UnknownReason::MonitorLost),
+    }
+}
+
+/// Tells an end that was not seen.
+async fn end(container: &Arc<Container>, exit: Exit) {
+    let ended = Ended { exit, at: clock::wall(), mono: clock::mono() };
+    let watch = ExitWatch::ended(container.lock().pid, ended);
+    rundown::run(container, watch.wait().await).await;
+}
+
+/// The status in the runtime's eyes; asked once, since the lost shim may not have saved its last change.
+async fn status_of(runtime: &RuntimeCli) -> Option<Status> {
+    let output = runtime.run(&RuntimeOp::State, RunIo::default()).await.ok()?;
+    let doc: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+    match doc.get("status")?.as_str()? {
+        "created" => Some(Status::Created),
+        "paused" => Some(Status::Paused),
+        _ => Some(Status::Running),
+    }
+}
+
+/// Finds the container's pipes again: any of its processes that still has one open leads to it.
+fn reopen(hub: &Arc<Hub>, cgroups: &Cgroups, state: &StateFile) {
+    let mut pids = vec![state.pid];
+    pids.extend(cgroups.pids());
+    for (inode, stream) in [(state.stdout_inode, Stream::Stdout), (state.stderr_inode, Stream::Stderr)] {
+        if inode == 0 {
+            continue;
+        }
+        if let Some(fd) = pids.iter().find_map(|pid| find_pipe(*pid, inode)) {
+            if let Err(error) = hub.add_output(stream, fd) {
+                eprintln!("read {stream:?} of {}: {error}", state.id);
+            }
+        }
+    }
+}
+
+fn find_pipe(pid: i32, inode: u64) -> Option<OwnedFd> {
+    let want = format!("pipe:[{inode}]");
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    for entry in entries.flatten() {
+        if std::fs::read_link(entry.path()).is_ok_and(|l| l.as_os_str() == want.as_str()) {
+            let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+            if let Ok(fd) = open(&entry.path(), flags, Mode::empty()) {
+                return Some(fd);
+            }
+        }
+    }
+    None
 }

@@ -103,6 +103,8 @@ pub struct Container {
     pub(super) ended: watch::Sender<Option<ExitRecord>>,
     /// One changing operation at a time; execs do not take it.
     pub(super) operation: tokio::sync::Mutex<()>,
+    /// Read-locked by everything that a change of the program image must not tear apart.
+    pub(super) activity: Arc<tokio::sync::RwLock<()>>,
     /// Held while the runtime's start runs, so that the end is not told before the start.
     pub(super) starting: tokio::sync::Mutex<()>,
 }
@@ -110,12 +112,22 @@ pub struct Container {
 impl Container {
     /// A container that does not exist yet, with the state directory `dir` (which exists).
     pub fn new(id: &str, dir: &Path, door: &'static str, reaper: Reaper, last_event: u64) -> Arc<Self> {
+        Self::with_events(id, dir, door, reaper, EventRing::new(last_event))
+    }
+
+    pub(super) fn with_events(
+        id: &str,
+        dir: &Path,
+        door: &'static str,
+        reaper: Reaper,
+        events: EventRing,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id: id.to_owned(),
             dir: dir.to_path_buf(),
             door,
             reaper,
-            events: EventRing::new(last_event),
+            events,
             inner: Mutex::new(Inner {
                 status: Status::Creating,
                 spec: None,
@@ -137,6 +149,7 @@ impl Container {
             }),
             ended: watch::channel(None).0,
             operation: tokio::sync::Mutex::new(()),
+            activity: Arc::default(),
             starting: tokio::sync::Mutex::new(()),
         })
     }
@@ -216,6 +229,7 @@ impl Container {
         spec: CreateSpec,
         from: Option<Checkpoint>,
     ) -> Result<(i32, u64), Failure> {
+        let _active = self.activity.read().await;
         let _operation = self.operation.lock().await;
         self.require("create", &[Status::Creating])?;
         if self.lock().spec.is_some() {
@@ -234,6 +248,8 @@ impl Container {
         logs::add_sinks(&hub, &self.id, &spec.logs)?;
         self.observe(&hub);
         let restored = from.is_some();
+        // Whoever adopts after a crash from here on knows what may have to be cleaned up.
+        persist::save_creating(self, &spec);
         let born = match self.run_create(&spec, &facts, &runtime, &hub, from).await {
             Ok(born) => born,
             Err(failure) => {
@@ -242,6 +258,7 @@ impl Container {
                     let _ = runtime.run(&RuntimeOp::Delete { force: true }, RunIo::default()).await;
                 }
                 let _ = hub.finish(false).await;
+                self.save();
                 return Err(failure);
             }
         };
@@ -367,6 +384,7 @@ impl Container {
     /// # Errors
     /// If it is not created, and if the runtime fails.
     pub async fn start(self: &Arc<Self>) -> Result<WallTime, Failure> {
+        let _active = self.activity.read().await;
         let _operation = self.operation.lock().await;
         self.require("start", &[Status::Created])?;
         let runtime = self.runtime()?;

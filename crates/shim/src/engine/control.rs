@@ -60,6 +60,7 @@ impl Container {
     /// # Errors
     /// If it does not run, and if the runtime fails.
     pub async fn pause(&self) -> Result<(), Failure> {
+        let _active = self.activity.read().await;
         let _operation = self.operation.lock().await;
         self.require("pause", &[Status::Running])?;
         self.runtime()?.run(&RuntimeOp::Pause, RunIo::default()).await?;
@@ -72,6 +73,7 @@ impl Container {
     /// # Errors
     /// If it is not paused, and if the runtime fails.
     pub async fn resume(&self) -> Result<(), Failure> {
+        let _active = self.activity.read().await;
         let _operation = self.operation.lock().await;
         self.require("resume", &[Status::Paused])?;
         self.runtime()?.run(&RuntimeOp::Resume, RunIo::default()).await?;
@@ -99,6 +101,7 @@ impl Container {
         if !serde_json::from_str::<serde_json::Value>(resources).is_ok_and(|v| v.is_object()) {
             return Err(Failure::invalid("resources_json", "resources_json is not a JSON object"));
         }
+        let _active = self.activity.read().await;
         let _operation = self.operation.lock().await;
         self.require("update", &[Status::Created, Status::Running, Status::Paused])?;
         let runtime = self.runtime()?;
@@ -138,6 +141,7 @@ impl Container {
     /// # Errors
     /// If it does not run, and if the runtime fails.
     pub async fn checkpoint(&self, to: Checkpoint, leave_running: bool) -> Result<(), Failure> {
+        let _active = self.activity.read().await;
         let _operation = self.operation.lock().await;
         self.require("checkpoint", &[Status::Running, Status::Paused])?;
         let runtime = self.runtime()?;
@@ -180,6 +184,7 @@ impl Container {
             }
             self.wait().await;
         }
+        let _active = self.activity.read().await;
         let _operation = self.operation.lock().await;
         if exists {
             self.delete_from_runtime().await?;

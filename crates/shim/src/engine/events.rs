@@ -11,7 +11,7 @@ use tokio::sync::watch;
 pub const EVENTS_MAX: usize = 1024;
 
 /// Kinds of events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum EventKind {
     /// The container was created.
     Created,
@@ -86,6 +86,11 @@ impl EventRing {
     /// An empty ring whose first event will follow `last`.
     pub fn new(last: u64) -> Self {
         Self { ring: Mutex::new(Ring { events: VecDeque::new(), last }), newest: watch::channel(last).0 }
+    }
+
+    /// A ring that goes on with the events of a predecessor, in order.
+    pub fn resume(last: u64, events: Vec<Event>) -> Self {
+        Self { ring: Mutex::new(Ring { events: events.into(), last }), newest: watch::channel(last).0 }
     }
 
     /// Appends an event.

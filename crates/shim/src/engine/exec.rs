@@ -139,6 +139,7 @@ impl Container {
         size: (u16, u16),
         pid_file: Option<PathBuf>,
     ) -> Result<Arc<Exec>, Failure> {
+        let _active = self.activity.read().await;
         let (runtime, bundle, exec_args) = self.check_exec_possible()?;
         let id = if spec.exec_id.is_empty() {
             format!("exec-{}", NAMES.fetch_add(1, Ordering::Relaxed))
@@ -303,8 +304,9 @@ impl Container {
 }
 
 /// Follows an exec to its end.
-async fn follow(container: Arc<Container>, exec: Arc<Exec>, exit: ExitWatch) {
+pub(super) async fn follow(container: Arc<Container>, exec: Arc<Exec>, exit: ExitWatch) {
     let ended = exit.wait().await;
+    let _active = container.activity.read().await;
     let drained = exec.hub.drained(DrainPolicy { cap: DRAIN, ..DrainPolicy::default() }).await;
     let _ = exec.hub.finish(false).await;
     let record = ExitRecord {

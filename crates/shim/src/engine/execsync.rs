@@ -61,6 +61,8 @@ impl Container {
         timeout: Option<Duration>,
         max_output: u64,
     ) -> Result<SyncResult, Failure> {
+        // Its output is in this program's memory only.
+        let _active = self.activity.read().await;
         let (runtime, bundle, exec_args) = self.check_exec_possible()?;
         let (document, terminal) = spec.process(&bundle)?;
         // Only what may have to be killed needs a cgroup of its own.

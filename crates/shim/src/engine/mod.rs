@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod attach;
+pub mod carry;
 pub mod cgroup;
 pub mod console;
 pub mod container;

@@ -76,6 +76,23 @@ impl OomWatch {
     /// # Errors
     /// If the notification cannot be set up; the counters would work without it, so callers may go on.
     pub fn open(cgroups: &Cgroups) -> io::Result<Option<Self>> {
+        Self::start(cgroups, None)
+    }
+
+    /// Goes on with the counter of a predecessor. Kills between its last look and now are told as new ones.
+    ///
+    /// # Errors
+    /// As [`OomWatch::open`].
+    pub fn resume(cgroups: &Cgroups, counter: OomCounter) -> io::Result<Option<Self>> {
+        Self::start(cgroups, Some(counter))
+    }
+
+    /// The counter, for a successor.
+    pub fn counter(&self) -> OomCounter {
+        *self.counter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(cgroups: &Cgroups, counter: Option<OomCounter>) -> io::Result<Option<Self>> {
         let Some(mut dir) = cgroups.dir("memory") else { return Ok(None) };
         // A nested leaf without the controller (systemd in a container): the first level above that has it counts.
         let own = loop {
@@ -93,7 +110,7 @@ impl OomWatch {
         let start_own = own.read(true).unwrap_or_default();
         let start_parent = parent.as_ref().and_then(|p| p.read(false)).unwrap_or_default();
         let notify = Some(super::ready::async_fd(notify, Interest::READABLE)?);
-        let counter = Mutex::new(OomCounter::new(start_own, start_parent));
+        let counter = Mutex::new(counter.unwrap_or_else(|| OomCounter::new(start_own, start_parent)));
         Ok(Some(Self { own, parent, notify, counter }))
     }
 

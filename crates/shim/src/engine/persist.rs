@@ -111,6 +111,16 @@ pub fn save(container: &Container) -> io::Result<()> {
     write_visible(&container.dir.join(STATE_FILE), &bytes, 0o600)
 }
 
+/// Writes the state file of a container that the runtime is about to create.
+pub fn save_creating(container: &Container, spec: &CreateSpec) {
+    let mut state = document(container);
+    state.spec = Some(spec.clone());
+    state.bundle = spec.bundle.display().to_string();
+    let bytes = serde_json::to_vec(&state).unwrap_or_default();
+    // Without it a crash in the next moments is cleaned up less well; that is no reason not to create.
+    let _ = write_visible(&container.dir.join(STATE_FILE), &bytes, 0o600);
+}
+
 /// Reads a state file.
 ///
 /// # Errors

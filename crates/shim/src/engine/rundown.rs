@@ -15,6 +15,7 @@ use std::time::Duration;
 
 /// Runs the steps after init was reaped.
 pub async fn run(container: &Arc<Container>, ended: Ended) {
+    let _active = container.activity.read().await;
     // A start that is still being answered is told first.
     drop(container.starting.lock().await);
     let (pid, started_at, hub, oom, cgroups, execs, spec, private) = {

@@ -2,7 +2,7 @@
 //!
 //! The container's stdout and stderr are opened for reading and writing on the container's side. So the pipe keeps a
 //! reader when the shim dies: the container blocks when the pipe is full instead of dying of SIGPIPE, and a new shim
-//! gets the pipe back through `/proc/PID/fd` with every byte in it (docs/adr/0004-crash-adoption.md). The end of file
+//! gets the pipe back through `/proc/PID/fd` with every byte in it (docs/adr/0011-crash-adoption.md). The end of file
 //! comes as usual when the last process of the container closes it.
 
 use super::hub::Hub;

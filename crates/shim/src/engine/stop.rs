@@ -58,12 +58,27 @@ impl Container {
             inner.stop = Some(StopHandle { deadline: sender });
             receiver
         };
-        tokio::spawn(run(self.clone(), signal, receiver));
+        tokio::spawn(run(self.clone(), Some(signal), receiver));
         Ok(())
+    }
+
+    /// Time left of a stop under way.
+    pub(super) fn stop_left(&self) -> Option<Duration> {
+        let inner = self.lock();
+        let stop = inner.stop.as_ref()?;
+        let left = stop.deadline.borrow().saturating_duration_since(Instant::now());
+        Some(left)
+    }
+
+    /// Goes on with a stop whose signal was sent before.
+    pub(super) fn resume_stop(self: &Arc<Self>, left: Duration) {
+        let (sender, receiver) = watch::channel(Instant::now() + left.min(FOREVER));
+        self.lock().stop = Some(StopHandle { deadline: sender });
+        tokio::spawn(run(self.clone(), None, receiver));
     }
 }
 
-async fn run(container: Arc<Container>, signal: i32, mut deadline: watch::Receiver<Instant>) {
+async fn run(container: Arc<Container>, signal: Option<i32>, mut deadline: watch::Receiver<Instant>) {
     let (pidfd, status) = {
         let inner = container.lock();
         (inner.pidfd.clone(), inner.status)
@@ -72,8 +87,10 @@ async fn run(container: Arc<Container>, signal: i32, mut deadline: watch::Receiv
     // A process that is not started yet is the runtime's own: it has no handler and nothing to save.
     let gentle = *deadline.borrow() > Instant::now() && status != Status::Created;
     if gentle {
-        // A failed send means that it is ending, or that only SIGKILL will do.
-        let _ = pidfd.signal(signal);
+        if let Some(signal) = signal {
+            // A failed send means that it is ending, or that only SIGKILL will do.
+            let _ = pidfd.signal(signal);
+        }
         if status == Status::Paused {
             // A frozen container cannot react to its stop signal.
             thaw(&container).await;

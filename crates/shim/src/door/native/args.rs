@@ -27,6 +27,8 @@ pub(super) enum Command {
     Version,
     Help,
     Run(Args),
+    /// Say whether a state version is understood.
+    CheckState(String),
 }
 
 /// How to run.
@@ -79,6 +81,7 @@ impl Args {
                 }
                 "--ready-fd" => parsed.ready_fd = Some(number("--ready-fd", value()?)?),
                 "--resume-fd" => parsed.resume_fd = Some(number("--resume-fd", value()?)?),
+                "--check-state" => return Ok(Command::CheckState(value()?.to_string_lossy().into_owned())),
                 "--adopt" => parsed.adopt = true,
                 "--foreground" => parsed.foreground = true,
                 _ => return Err(format!("unknown argument {text:?}")),

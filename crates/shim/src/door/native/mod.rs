@@ -25,6 +25,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             print!("{}", args::HELP);
             ExitCode::SUCCESS
         }
+        Ok(Command::CheckState(version)) => match upgrade::understands(&version) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(message) => {
+                eprintln!("{message}");
+                ExitCode::from(3)
+            }
+        },
         Ok(Command::Run(args)) => start::run(args),
         Err(message) => {
             eprintln!("pintle-shim: {message}");

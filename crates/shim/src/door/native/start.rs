@@ -250,7 +250,6 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, String> {
 }
 
 /// A serving shim.
-#[expect(dead_code, reason = "the successor of an upgrade gets them")]
 pub(super) struct Shim {
     pub(super) container: Arc<Container>,
     server: ttrpc::r#async::Server,
@@ -272,7 +271,6 @@ enum Next {
 }
 
 /// Descriptors that a successor needs.
-#[expect(dead_code, reason = "the successor of an upgrade gets them")]
 pub(super) struct Kept {
     pub(super) lock: OwnedFd,
     pub(super) monitor: OwnedFd,

@@ -1,0 +1,293 @@
+//! A container as text and descriptors, for the next program image of the same process
+//! (docs/adr/0012-live-upgrade.md).
+
+use super::cgroup::Cgroups;
+use super::container::{Container, Status};
+use super::events::{Event, EventKind, EventRing};
+use super::exec::{Exec, follow};
+use super::handover::HubState;
+use super::hub::Hub;
+use super::oom::OomWatch;
+use super::reap::Reaper;
+use super::runtime::RuntimeCli;
+use super::spec::CreateSpec;
+use pintle_core::cgroup::OomCounter;
+use pintle_core::record::ExitRecord;
+use pintle_core::wall::{MonoTime, WallTime};
+use pintle_sys::pidfd::PidFd;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// A container without its descriptors; those are named by their position in a list beside it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CarriedContainer {
+    id: String,
+    dir: PathBuf,
+    status: Status,
+    spec: Option<CreateSpec>,
+    terminal: bool,
+    pid: i32,
+    pid_start: u64,
+    pidfd: Option<usize>,
+    attach: Option<usize>,
+    created_at: i64,
+    started_at: i64,
+    pipes: (u64, u64),
+    oom: Option<[[u64; 3]; 4]>,
+    exit: Option<String>,
+    hub: Option<CarriedHub>,
+    execs: Vec<CarriedExec>,
+    stop_ms: Option<u64>,
+    last_event: u64,
+    events: Vec<CarriedEvent>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct CarriedHub {
+    state: HubState,
+    fds: Vec<usize>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct CarriedExec {
+    id: String,
+    pid: i32,
+    pid_start: u64,
+    pidfd: Option<usize>,
+    terminal: bool,
+    started_at: i64,
+    /// Without one it has ended.
+    hub: Option<CarriedHub>,
+    exit: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct CarriedEvent {
+    sequence: u64,
+    at: i64,
+    kind: EventKind,
+    exec_id: String,
+    pid: i32,
+    exit: Option<String>,
+    attributes: Vec<(String, String)>,
+}
+
+fn text(record: &ExitRecord) -> String {
+    String::from_utf8_lossy(&record.to_json()).into_owned()
+}
+
+fn record(text: Option<&String>) -> Option<ExitRecord> {
+    ExitRecord::from_json(text?.as_bytes())
+}
+
+fn nanos(time: Option<WallTime>) -> i64 {
+    time.map_or(0, WallTime::unix_nanos)
+}
+
+fn time(nanos: i64) -> Option<WallTime> {
+    (nanos != 0).then(|| WallTime::from_unix_nanos(nanos))
+}
+
+fn put(fds: &mut Vec<OwnedFd>, fd: OwnedFd) -> usize {
+    fds.push(fd);
+    fds.len() - 1
+}
+
+fn take(fds: &mut [Option<OwnedFd>], at: usize) -> io::Result<OwnedFd> {
+    let fd = fds.get_mut(at).and_then(Option::take);
+    fd.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("descriptor {at} was not handed over"))
+    })
+}
+
+fn pack_hub(hub: &Hub, fds: &mut Vec<OwnedFd>) -> io::Result<CarriedHub> {
+    let (state, own) = hub.freeze()?;
+    Ok(CarriedHub { state, fds: own.into_iter().map(|fd| put(fds, fd)).collect() })
+}
+
+fn unpack_hub(hub: CarriedHub, fds: &mut [Option<OwnedFd>]) -> io::Result<Arc<Hub>> {
+    let own = hub.fds.into_iter().map(|at| take(fds, at)).collect::<io::Result<Vec<_>>>()?;
+    Hub::thaw(hub.state, own)
+}
+
+fn copy(fd: &impl AsFd) -> io::Result<OwnedFd> {
+    fd.as_fd().try_clone_to_owned()
+}
+
+impl Container {
+    /// Waits until nothing is under way that a change of the program image would tear apart, and keeps it that way for
+    /// as long as the guard lives. `None` if that takes too long.
+    pub async fn quiesce(&self, limit: Duration) -> Option<tokio::sync::OwnedRwLockWriteGuard<()>> {
+        tokio::time::timeout(limit, self.activity.clone().write_owned()).await.ok()
+    }
+
+    /// Freezes the container's streams and packs everything. Nothing may be awaited between this and the exec.
+    ///
+    /// # Errors
+    /// If a descriptor cannot be copied or a log cannot be handed over; call [`Container::unfreeze`] then.
+    pub fn pack(&self, fds: &mut Vec<OwnedFd>) -> io::Result<CarriedContainer> {
+        let stop_ms = self.stop_left().map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+        let exit = self.exit();
+        let inner = self.lock();
+        let hub = match &inner.hub {
+            Some(hub) if exit.is_none() => Some(pack_hub(hub, fds)?),
+            _ => None,
+        };
+        let mut execs = Vec::new();
+        for exec in inner.execs.values() {
+            let end = exec.exit();
+            execs.push(CarriedExec {
+                id: exec.id.clone(),
+                pid: exec.pid,
+                pid_start: exec.pid_start,
+                pidfd: exec.pidfd.as_ref().map(copy).transpose()?.map(|fd| put(fds, fd)),
+                terminal: exec.terminal,
+                started_at: exec.started_at.unix_nanos(),
+                hub: if end.is_none() { Some(pack_hub(&exec.hub, fds)?) } else { None },
+                exit: end.as_ref().map(text),
+            });
+        }
+        let events = self.events.after(0, usize::MAX).into_iter().map(|e| CarriedEvent {
+            sequence: e.sequence,
+            at: e.at.unix_nanos(),
+            kind: e.kind,
+            exec_id: e.exec_id,
+            pid: e.pid,
+            exit: e.exit.as_ref().map(text),
+            attributes: e.attributes,
+        });
+        Ok(CarriedContainer {
+            id: self.id.clone(),
+            dir: self.dir.clone(),
+            status: inner.status,
+            spec: inner.spec.clone(),
+            terminal: inner.facts.terminal,
+            pid: inner.pid,
+            pid_start: inner.pid_start,
+            pidfd: inner.pidfd.as_deref().map(copy).transpose()?.map(|fd| put(fds, fd)),
+            attach: inner.attach.as_ref().map(copy).transpose()?.map(|fd| put(fds, fd)),
+            created_at: nanos(inner.created_at),
+            started_at: nanos(inner.started_at),
+            pipes: inner.pipes,
+            oom: inner.oom.as_ref().map(|o| o.counter().numbers()),
+            exit: exit.as_ref().map(text),
+            hub,
+            execs,
+            stop_ms,
+            last_event: self.events.last(),
+            events: events.collect(),
+        })
+    }
+
+    /// Goes on after a pack whose exec did not happen.
+    pub fn unfreeze(&self) {
+        let (hub, execs) = {
+            let inner = self.lock();
+            (inner.hub.clone(), inner.execs.values().cloned().collect::<Vec<_>>())
+        };
+        if let Some(hub) = hub {
+            hub.unfreeze();
+        }
+        for exec in execs {
+            exec.hub.unfreeze();
+        }
+    }
+
+    /// Builds the container again and goes on with it.
+    ///
+    /// # Errors
+    /// If a descriptor is missing or cannot be used.
+    pub fn unpack(
+        carried: CarriedContainer,
+        fds: &mut [Option<OwnedFd>],
+        reaper: Reaper,
+    ) -> io::Result<Arc<Self>> {
+        let events = carried.events.into_iter().map(|e| Event {
+            sequence: e.sequence,
+            at: WallTime::from_unix_nanos(e.at),
+            kind: e.kind,
+            exec_id: e.exec_id,
+            pid: e.pid,
+            exit: record(e.exit.as_ref()),
+            attributes: e.attributes,
+        });
+        let events = EventRing::resume(carried.last_event, events.collect());
+        let container = Self::with_events(&carried.id, &carried.dir, "native", reaper.clone(), events);
+        let exit = record(carried.exit.as_ref());
+        let cgroups =
+            if exit.is_none() && carried.pid > 0 { Cgroups::of(carried.pid) } else { Cgroups::default() };
+        let hub = carried.hub.map(|hub| unpack_hub(hub, fds)).transpose()?;
+        if let Some(hub) = &hub {
+            container.observe(hub);
+        }
+        let mut running = Vec::new();
+        {
+            let mut inner = container.lock();
+            inner.status = carried.status;
+            if let Some(spec) = &carried.spec {
+                inner.facts = spec.facts();
+                let config = spec.runtime_config(&carried.dir);
+                inner.runtime = Some(RuntimeCli::new(config, reaper.clone(), carried.id.as_str()));
+            }
+            inner.facts.terminal = carried.terminal;
+            inner.spec = carried.spec;
+            inner.pid = carried.pid;
+            inner.pid_start = carried.pid_start;
+            let pidfd = carried.pidfd.map(|at| take(fds, at)).transpose()?;
+            inner.pidfd = pidfd.map(|fd| Arc::new(PidFd::from_fd(fd, carried.pid)));
+            inner.attach = carried.attach.map(|at| take(fds, at)).transpose()?;
+            inner.created_at = time(carried.created_at);
+            inner.started_at = time(carried.started_at);
+            inner.pipes = carried.pipes;
+            inner.oom = carried.oom.and_then(|numbers| {
+                OomWatch::resume(&cgroups, OomCounter::from_numbers(numbers)).ok().flatten().map(Arc::new)
+            });
+            inner.cgroups = cgroups;
+            inner.hub = hub;
+            for exec in carried.execs {
+                let end = record(exec.exit.as_ref());
+                let hub = match exec.hub {
+                    Some(hub) => unpack_hub(hub, fds)?,
+                    None => Hub::new(super::hub::HubConfig::default()),
+                };
+                let pidfd = exec.pidfd.map(|at| take(fds, at)).transpose()?;
+                let ended = end.is_some();
+                let restored = Arc::new(Exec {
+                    id: exec.id.clone(),
+                    pid: exec.pid,
+                    pid_start: exec.pid_start,
+                    pidfd: pidfd.map(|fd| PidFd::from_fd(fd, exec.pid)),
+                    terminal: exec.terminal,
+                    started_at: WallTime::from_unix_nanos(exec.started_at),
+                    hub,
+                    ended: watch::channel(end).0,
+                });
+                if !ended {
+                    running.push(restored.clone());
+                }
+                inner.execs.insert(exec.id, restored);
+            }
+        }
+        for exec in running {
+            // They are our children still: a zombie that ended meanwhile was reaped by the new reaper and kept.
+            let exit = reaper.watch(exec.pid, MonoTime(0));
+            tokio::spawn(follow(container.clone(), exec, exit));
+        }
+        if let Some(exit) = exit {
+            container.ended.send_replace(Some(exit));
+        } else if carried.pid > 0 {
+            let exit = reaper.watch(carried.pid, MonoTime(0));
+            container.supervise(exit);
+            if let Some(ms) = carried.stop_ms {
+                container.resume_stop(Duration::from_millis(ms));
+            }
+        }
+        container.serve_attach();
+        Ok(container)
+    }
+}

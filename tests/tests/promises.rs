@@ -1,0 +1,222 @@
+//! Promises about the shim's own fate: its loss by `kill -9`, and its replacement in place.
+
+use pintle_client::{
+    ErrorKind, EventKind, ExecOptions, ExecSyncOptions, ExitReason, Monitor, Status, has_shim,
+    read_exit_record,
+};
+use pintle_tests::{Bundle, Native, process_alive, read_cri, rejoin, scaled, shim, wait_for, wait_for_async};
+use std::path::Path;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn sh(script: &str) -> ExecSyncOptions {
+    ExecSyncOptions::new(["/bin/sh", "-c", script])
+}
+
+fn kill_hard(pid: u32) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    // The shim is a daemon: whoever adopts orphans on this machine reaps it, sooner or later.
+    wait_for("the shim to be dead", || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    });
+}
+
+async fn adopt(place: &Native, id: &str) -> Monitor {
+    let mut config = place.spawn_config(id);
+    config.args.push("--adopt".into());
+    Monitor::spawn(config).await.unwrap_or_else(|e| panic!("adopt {id}: {e}"))
+}
+
+/// The numbers 1 to n, one per line, without a gap; gives n.
+fn counted(log: &Path) -> u64 {
+    let bytes = rejoin(&read_cri(log), "stdout");
+    let text = String::from_utf8(bytes).unwrap();
+    let mut last = 0;
+    for line in text.lines() {
+        let number: u64 = line.parse().unwrap_or_else(|_| panic!("not a number: {line:?}"));
+        assert_eq!(number, last + 1, "a gap in the log");
+        last = number;
+    }
+    last
+}
+
+/// The end is the true one where the kernel can tell, or said to be unknown; never a guess.
+fn true_or_unknown(reason: &ExitReason, truth: &ExitReason) {
+    match reason {
+        ExitReason::Unknown(why) => assert_eq!(why, "unknown, monitor lost"),
+        known => assert_eq!(known, truth),
+    }
+}
+
+#[tokio::test]
+async fn a_container_survives_its_shim_and_is_adopted() {
+    let place = Native::new("adopt");
+    // Fills its pipe several times over, so that it would die of SIGPIPE or lose lines if it could.
+    let script = "trap 'exit 4' TERM; i=0; while [ $i -lt 60000 ]; do i=$((i+1)); echo $i; done; \
+                  echo done >&2; while :; do sleep 0.1; done";
+    let c = place.start(&Bundle::sh(script)).await;
+    let dir = place.root().join(&c.id);
+    for _ in 0..scaled(3, 20) {
+        wait_for("some lines", || std::fs::metadata(&c.log).is_ok_and(|m| m.len() > 1000));
+        let pid = Monitor::at(&dir).info().await.unwrap().pid;
+        kill_hard(u32::try_from(pid).unwrap());
+        assert!(!has_shim(&dir));
+        let monitor = adopt(&place, &c.id).await;
+        let state = monitor.state().await.unwrap();
+        assert_eq!(state.status, Status::Running);
+        assert!(process_alive(u32::try_from(state.process.unwrap().pid).unwrap()));
+    }
+    // Everything works again, on the same container.
+    let monitor = Monitor::at(&dir);
+    let events = monitor.poll_events(0, Duration::ZERO).await.unwrap();
+    assert!(events.iter().any(|e| e.kind == EventKind::Adopted), "{events:?}");
+    let out = monitor.exec_sync(&sh("echo inside")).await.unwrap();
+    assert_eq!(out.stdout, b"inside\n");
+    assert!(monitor.stats().await.is_ok());
+    monitor.pause().await.unwrap();
+    monitor.resume().await.unwrap();
+    wait_for("the whole output", || {
+        String::from_utf8_lossy(&std::fs::read(&c.log).unwrap()).contains("done")
+    });
+    assert_eq!(counted(&c.log), 60000);
+    let exit = monitor.stop(None, SOON).await.unwrap();
+    true_or_unknown(&exit.reason, &ExitReason::Code(4));
+    monitor.delete(false).await.unwrap();
+    place.finish();
+}
+
+#[tokio::test]
+async fn an_end_that_nobody_saw_is_said_to_be_unknown() {
+    let place = Native::new("unseen");
+    let c = place.start(&Bundle::sh("while :; do sleep 1; done")).await;
+    let dir = place.root().join(&c.id);
+    let init = c.state().await.process.unwrap().pid;
+    kill_hard(c.shim_pid().await);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(init), nix::sys::signal::Signal::SIGKILL).unwrap();
+    wait_for("init to be dead", || {
+        let stat = std::fs::read_to_string(format!("/proc/{init}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    });
+    // The id is not free: somebody has to take note of the end first.
+    let error = Monitor::spawn(place.spawn_config(&c.id)).await.unwrap_err();
+    assert!(error.to_string().contains("in use"), "{error}");
+    let monitor = adopt(&place, &c.id).await;
+    let exit = monitor.wait(Some(SOON)).await.unwrap();
+    true_or_unknown(&exit.reason, &ExitReason::Signal { signal: 9, core_dumped: false });
+    assert_eq!(read_exit_record(&dir).unwrap().reason, exit.reason);
+    monitor.delete(false).await.unwrap();
+    place.finish();
+}
+
+#[tokio::test]
+async fn a_record_outlives_its_shim() {
+    let place = Native::new("record");
+    let c = place.start(&Bundle::sh("exit 3")).await;
+    let dir = place.root().join(&c.id);
+    c.monitor.wait(Some(SOON)).await.unwrap();
+    c.monitor.shutdown(false).await.unwrap();
+    wait_for("the shim to end", || !has_shim(&dir));
+    assert_eq!(read_exit_record(&dir).unwrap().reason, ExitReason::Code(3));
+    let error = Monitor::spawn(place.spawn_config(&c.id)).await.unwrap_err();
+    assert!(error.to_string().contains("has ended"), "{error}");
+    let monitor = adopt(&place, &c.id).await;
+    assert_eq!(monitor.wait(Some(SOON)).await.unwrap().reason, ExitReason::Code(3));
+    monitor.delete(false).await.unwrap();
+    // Of a container that never was there is nothing to adopt.
+    let mut config = place.spawn_config("never");
+    config.args.push("--adopt".into());
+    let error = Monitor::spawn(config).await.unwrap_err();
+    assert!(error.to_string().contains("no container never"), "{error}");
+    place.finish();
+}
+
+async fn upgraded(monitor: &Monitor, times: usize) {
+    let before = monitor.info().await.unwrap().pid;
+    monitor.upgrade(Some(&shim())).await.unwrap();
+    // The connection ends with the old image; the event says that the new one serves.
+    loop {
+        let events = monitor.poll_events(0, Duration::ZERO).await;
+        if events.is_ok_and(|e| e.iter().filter(|e| e.kind == EventKind::Upgraded).count() >= times) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(monitor.info().await.unwrap().pid, before, "another process");
+}
+
+#[tokio::test]
+async fn an_upgrade_loses_nothing() {
+    let place = Native::new("upgrade");
+    let script = "trap 'exit 4' TERM; i=0; while :; do i=$((i+1)); echo $i; done";
+    let c = place.start(&Bundle::sh(script)).await;
+    let attached = c.monitor.attach(false).await.unwrap();
+    let mut stdout = attached.stdio.stdout;
+    let reader = tokio::spawn(async move {
+        let mut bytes = Vec::new();
+        stdout.read_to_end(&mut bytes).await.map(|_| bytes)
+    });
+    let exec = c.monitor.exec(&ExecOptions::new(["/bin/sh", "-c", "sleep 1000; exit 9"])).await.unwrap();
+    let start = c.state().await.process.unwrap();
+    let rounds = scaled(10, 100);
+    for round in 1..=rounds {
+        upgraded(&c.monitor, round).await;
+    }
+    let state = c.state().await;
+    assert_eq!(state.process.unwrap(), start);
+    assert_eq!(state.status, Status::Running);
+    // What was under way before still is.
+    exec.kill(15).await.unwrap();
+    let exit = exec.wait(Some(SOON)).await.unwrap();
+    assert_eq!(exit.reason, ExitReason::Signal { signal: 15, core_dumped: false });
+    let exit = c.monitor.stop(None, SOON).await.unwrap();
+    assert_eq!(exit.reason, ExitReason::Code(4));
+    let last = counted(&c.log);
+    assert!(last > 0);
+    // The attach client saw the same, from where it began.
+    let bytes = tokio::time::timeout(SOON, reader).await.unwrap().unwrap().unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    let numbers: Vec<u64> = text.lines().skip(1).map(|l| l.parse().unwrap()).collect();
+    assert!(numbers.windows(2).all(|w| w[1] == w[0] + 1), "a gap at the attach client");
+    assert_eq!(numbers.last(), Some(&last));
+    let events = c.monitor.poll_events(0, Duration::ZERO).await.unwrap();
+    let sequence: Vec<u64> = events.iter().map(|e| e.sequence).collect();
+    assert_eq!(sequence, (1..=events.len() as u64).collect::<Vec<_>>());
+    c.delete().await;
+    place.finish();
+}
+
+#[tokio::test]
+async fn an_upgrade_that_does_not_fit_is_refused() {
+    let place = Native::new("refuse");
+    let c = place.start(&Bundle::sh("while :; do sleep 1; done")).await;
+    let pid = c.shim_pid().await;
+    for (program, words) in
+        [("/no/such/shim", "/no/such/shim"), ("/bin/false", "cannot take over"), ("relative", "absolute")]
+    {
+        let error = c.monitor.upgrade(Some(Path::new(program))).await.unwrap_err();
+        assert!(error.to_string().contains(words), "{program}: {error}");
+    }
+    // An operation that lives in the old image only is not cut off.
+    let m = c.monitor.clone();
+    let busy = tokio::spawn(async move { m.exec_sync(&sh("sleep 15; echo whole")).await });
+    wait_for_async("the exec to run", async || {
+        let runs = std::fs::read_dir("/proc").unwrap().flatten().any(|e| {
+            let line = std::fs::read(e.path().join("cmdline")).unwrap_or_default();
+            line.starts_with(b"/bin/sh\0-c\0sleep 15; echo whole")
+        });
+        runs.then_some(()).ok_or("not yet")
+    })
+    .await;
+    let error = c.monitor.upgrade(Some(&shim())).await.unwrap_err();
+    assert_eq!(error.kind(), Some(ErrorKind::Unavailable), "{error}");
+    assert_eq!(busy.await.unwrap().unwrap().stdout, b"whole\n");
+    assert_eq!(c.shim_pid().await, pid);
+    let out = c.monitor.exec_sync(&sh("exit 3")).await.unwrap();
+    assert_eq!(out.exit.reason, ExitReason::Code(3));
+    c.delete().await;
+    place.finish();
+}
