@@ -7,6 +7,7 @@
 mod bundle;
 mod census;
 mod conmon;
+mod containerd;
 mod crilog;
 mod dirs;
 mod fakeruntime;
@@ -21,6 +22,7 @@ mod wait;
 pub use bundle::{Bundle, rootfs};
 pub use census::{fds, parent_of, private_dirty_kib, process_alive, process_children, pss_kib, threads};
 pub use conmon::{AttachClient, Conmon, Pipes, Running, pass_fds, process, write_fifo};
+pub use containerd::{Containerd, Event, Events, IMAGE, OURS, PEER};
 pub use crilog::{Record, parse_cri, read_cri, rejoin};
 pub use dirs::{TempDir, unique_id};
 pub use fakeruntime::{Act, FakeRuntime};
