@@ -51,7 +51,10 @@ fn doors() -> &'static Path {
             return dir.into();
         }
         let exe = std::env::current_exe().expect("own path");
-        let built = exe.ancestors().nth(2).expect("target directory").to_path_buf();
+        // Test programs lie in `deps`, others beside it.
+        let beside = exe.parent().expect("target directory");
+        let deps = beside.file_name().is_some_and(|n| n == "deps");
+        let built = if deps { beside.parent().expect("target directory") } else { beside };
         let dir = built.parent().expect("target directory").join("doors");
         fs::create_dir_all(&dir).expect("create target/doors");
         for (from, names) in [

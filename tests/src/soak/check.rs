@@ -123,7 +123,7 @@ pub(super) fn events(events: &[Event], execs: u64) -> Result<()> {
             _ => bail!("exec {} started at {i} and ended at {ends:?}", e.exec_id),
         }
     }
-    ensure!(begun >= execs, "{begun} execs told, {execs} run");
+    ensure!(begun == execs, "{begun} execs told, {execs} run");
     Ok(())
 }
 

@@ -121,7 +121,7 @@ impl Plan {
         let end = match rng.weighted(&[45, 8, 15, 10, 12, 10]) {
             0 => End::Code(rng.range(0, 256) as u8),
             1 => End::Orphan(rng.range(0, 256) as u8),
-            2 => End::Kill([2, 6, 9, 9, 10, 15][rng.range(0, 6) as usize]),
+            2 => End::Kill([1, 6, 9, 9, 10, 15][rng.range(0, 6) as usize]),
             3 => End::Stop,
             4 => End::Oom,
             _ => End::Delete,
