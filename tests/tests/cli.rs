@@ -1,0 +1,481 @@
+//! `pintle` as its user meets it: at a terminal, in scripts, and when something is wrong.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::LocalFlags;
+use nix::unistd::Pid;
+use pintle_tests::{
+    Leftovers, PtyChild, TempDir, eventually, output_within, pintle, rootfs, shim, unique_id, wait_exit,
+    wait_for,
+};
+use serde_json::Value;
+
+/// A place for containers made by the command line.
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new(tag: &str) -> Self {
+        Self { dir: TempDir::new(tag) }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut c = Command::new(pintle());
+        c.env("PINTLE_DIR", self.root()).env("PINTLE_SHIM", shim()).env("TERM", "xterm").args(args);
+        c
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        output_within(&mut self.command(args))
+    }
+
+    #[track_caller]
+    fn good(&self, args: &[&str]) -> String {
+        let out = self.run(args);
+        assert!(out.status.success(), "pintle {args:?}: {:?}\n{}", out.status, text(&out.stderr));
+        text(&out.stdout)
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let args: Vec<&str> = ["--json"].iter().chain(args).copied().collect();
+        let out = self.good(&args);
+        serde_json::from_str(&out).unwrap_or_else(|e| panic!("pintle {args:?} printed {out}: {e}"))
+    }
+
+    /// `run -d` of a script; the id.
+    fn detached(&self, extra: &[&str], script: &str) -> String {
+        let id = unique_id("cli");
+        let fixed = ["run", "-d", "--id", id.as_str(), "--read-only", "--rootfs", root(), "-e", "PATH=/bin"];
+        let args: Vec<&str> = fixed.iter().chain(extra).chain(&["--", "sh", "-c", script]).copied().collect();
+        assert_eq!(self.good(&args).trim(), id);
+        id
+    }
+
+    /// A command with a terminal.
+    fn terminal(&self, args: &[&str]) -> PtyChild {
+        PtyChild::spawn(&mut self.command(args), 31, 97)
+    }
+
+    fn run_t(&self, id: &str, script: &str) -> PtyChild {
+        self.terminal(&[
+            "run",
+            "-it",
+            "--id",
+            id,
+            "--read-only",
+            "--rootfs",
+            root(),
+            "-e",
+            "PATH=/bin",
+            "--",
+            "sh",
+            "-c",
+            script,
+        ])
+    }
+
+    fn finish(&self) {
+        assert_eq!(self.good(&["ps", "-q"]), "", "all containers were removed");
+        Leftovers::of(self.dir.path().to_string_lossy()).assert_none();
+        let left: Vec<_> =
+            fs::read_dir(self.root()).map(|d| d.flatten().map(|e| e.path()).collect()).unwrap_or_default();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for id in text(&self.run(&["ps", "-q"]).stdout).split_whitespace() {
+                let _ = self.run(&["rm", "-f", id]);
+            }
+        }
+    }
+}
+
+fn root() -> &'static str {
+    rootfs().to_str().expect("UTF-8")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Output, error output and exit code of a container are those of `pintle run`.
+#[test]
+fn run_passes_on_output_and_exit_code() {
+    let place = Place::new("run");
+    let out = place.run(&[
+        "run",
+        "--rm",
+        "--read-only",
+        "--rootfs",
+        root(),
+        "--",
+        "sh",
+        "-c",
+        "echo out; echo err >&2; exit 42",
+    ]);
+    assert_eq!(
+        (out.status.code(), text(&out.stdout), text(&out.stderr)),
+        (Some(42), "out\n".into(), "err\n".into())
+    );
+    let out = place.run(&["run", "--rm", "--rootfs", root(), "--read-only", "/bin/no-such-program"]);
+    assert_eq!(out.status.code(), Some(127), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("/bin/no-such-program"), "{}", text(&out.stderr));
+    let out = place.run(&["run", "--rm", "--rootfs", "/no/such/root", "true"]);
+    assert_eq!(out.status.code(), Some(125));
+    assert!(text(&out.stderr).contains("/no/such/root"), "{}", text(&out.stderr));
+    let out = place.run(&["--runtime", "/no/runtime", "run", "--rm", "--rootfs", root(), "true"]);
+    assert_eq!(out.status.code(), Some(125));
+    assert!(text(&out.stderr).contains("/no/runtime"), "{}", text(&out.stderr));
+    place.finish();
+}
+
+/// Standard input is passed on, to its end, through run and exec.
+#[test]
+fn standard_input_is_passed_on() {
+    let place = Place::new("stdin");
+    let input = place.dir.join("input");
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(&input, &bytes).unwrap();
+    let output = place.dir.join("output");
+    let status = |command: &mut Command| {
+        let mut child = command
+            .stdin(fs::File::open(&input).unwrap())
+            .stdout(fs::File::create(&output).unwrap())
+            .spawn()
+            .unwrap();
+        wait_exit(&mut child)
+    };
+    let run =
+        &["run", "-i", "--rm", "--log", "none", "--read-only", "--rootfs", root(), "-e", "PATH=/bin", "cat"];
+    assert!(status(&mut place.command(run)).success());
+    assert!(fs::read(&output).unwrap() == bytes, "run");
+    let id = place.detached(&[], "sleep 1000");
+    assert!(status(&mut place.command(&["exec", "-i", &id, "cat"])).success());
+    assert!(fs::read(&output).unwrap() == bytes, "exec");
+    place.good(&["rm", "-f", &id]);
+    place.finish();
+}
+
+/// At a terminal: raw mode while it lasts, keys and size reach the program, and all is as before at the end.
+#[test]
+fn a_terminal_is_raw_and_restored() {
+    let place = Place::new("tty");
+    let id = unique_id("cli");
+    let mut t = place
+        .run_t(&id, "stty size; trap 'stty size' WINCH; echo ready; read a; read b; echo \"<$a>\"; exit 5");
+    t.expect("31 97");
+    t.expect("ready");
+    assert!(!t.termios().local_flags.intersects(LocalFlags::ICANON | LocalFlags::ECHO), "raw mode");
+    t.resize(40, 120);
+    eventually("the new size in the container", || {
+        // The trap runs when `read` is interrupted or ends.
+        if t.output().contains("40 120") {
+            Ok(())
+        } else {
+            t.send("\r");
+            Err(t.output())
+        }
+    });
+    t.send("word\rword\rword\r");
+    assert_eq!(t.wait().code(), Some(5), "{}", t.output());
+    assert!(t.termios().local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO), "restored");
+    place.good(&["rm", &id]);
+    place.finish();
+}
+
+/// The detach keys leave the container running; attach comes back to it.
+#[test]
+fn detach_keys_leave_and_attach_returns() {
+    let place = Place::new("det");
+    let id = unique_id("cli");
+    let mut t = place.run_t(&id, "echo ready; while read x; do echo \"got $x\"; done");
+    t.expect("ready");
+    t.send(b"\x10\x11");
+    assert_eq!(t.wait().code(), Some(0), "{}", t.output());
+    assert!(t.termios().local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO), "restored");
+    assert_eq!(place.json(&["inspect", &id])["status"], "running");
+
+    let mut t = place.terminal(&["attach", "--detach-keys", "ctrl-x,x", &id]);
+    eventually("an answer", || {
+        t.send("hello\r");
+        if t.output().contains("got hello") { Ok(()) } else { Err(t.output()) }
+    });
+    t.send(b"\x18x");
+    assert_eq!(t.wait().code(), Some(0), "{}", t.output());
+
+    let mut t = place.terminal(&["exec", "-it", &id, "sh", "-c", "tty; stty size; exit 9"]);
+    assert_eq!(t.wait().code(), Some(9), "{}", t.output());
+    t.expect("/dev/pts/");
+    t.expect("31 97");
+    place.good(&["rm", "-f", &id]);
+    place.finish();
+}
+
+/// The terminal is restored also when the container is killed and when pintle gets a signal.
+#[test]
+fn a_terminal_is_restored_when_the_end_comes_from_outside() {
+    let place = Place::new("end");
+    let id = unique_id("cli");
+    let mut t = place.run_t(&id, "echo ready; sleep 1000");
+    t.expect("ready");
+    place.good(&["kill", &id]);
+    assert_eq!(t.wait().code(), Some(137), "{}", t.output());
+    assert!(t.termios().local_flags.contains(LocalFlags::ICANON), "restored");
+    place.good(&["rm", &id]);
+    place.finish();
+}
+
+/// Without a terminal, signals go to the container, and its answer is our exit code.
+#[test]
+fn signals_are_passed_on() {
+    let place = Place::new("sig");
+    let id = unique_id("cli");
+    let script = "trap 'exit 33' TERM; trap 'echo usr1' USR1; echo ready; while :; do sleep 0.1; done";
+    let out = place.dir.join("out");
+    let mut child = place
+        .command(&[
+            "run",
+            "--id",
+            &id,
+            "--read-only",
+            "--rootfs",
+            root(),
+            "-e",
+            "PATH=/bin",
+            "--",
+            "sh",
+            "-c",
+            script,
+        ])
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(&out).unwrap())
+        .spawn()
+        .unwrap();
+    let read = || fs::read_to_string(&out).unwrap_or_default();
+    wait_for("the container to be ready", || read().contains("ready"));
+    let pid = Pid::from_raw(child.id() as i32);
+    kill(pid, Signal::SIGUSR1).unwrap();
+    wait_for("the first signal", || read().contains("usr1"));
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(wait_exit(&mut child).code(), Some(33));
+    place.good(&["rm", &id]);
+    place.finish();
+}
+
+/// Ends, in all their kinds, as exit codes.
+#[test]
+fn exit_codes_tell_how_it_ended() {
+    let place = Place::new("codes");
+    let id = place.detached(&[], "trap 'exit 7' TERM; while :; do sleep 0.1; done");
+    let code = |args: &[&str]| place.run(args).status.code();
+    assert_eq!(code(&["exec", &id, "sh", "-c", "exit 3"]), Some(3));
+    assert_eq!(code(&["exec", &id, "sh", "-c", "kill -9 $$"]), Some(137));
+    assert_eq!(code(&["exec", &id, "/no/program"]), Some(127));
+    assert_eq!(code(&["exec", "--timeout", "1", &id, "sleep", "1000"]), Some(124));
+    assert_eq!(code(&["exec", "--timeout", "60", &id, "sh", "-c", "exit 4"]), Some(4));
+    assert_eq!(code(&["exec", "nobody", "true"]), Some(125));
+    assert_eq!(code(&["stop", "nobody"]), Some(1));
+    assert_eq!(code(&["stop", "--bad-option"]), Some(2));
+    assert_eq!(code(&["no-such-command"]), Some(2));
+    assert_eq!(code(&["rm", &id]), Some(1), "it lives");
+    place.good(&["stop", &id]);
+    assert_eq!(place.good(&["wait", &id]).trim(), "7");
+    let exit = place.json(&["wait", &id]);
+    assert_eq!(
+        (&exit["kind"], &exit["code"], &exit["oom_killed"]),
+        (&"code".into(), &7.into(), &false.into())
+    );
+    place.good(&["rm", &id]);
+    assert_eq!(code(&["wait", &id]), Some(1));
+    place.finish();
+}
+
+/// The log as the container wrote it, its tail, its times, and following it over a rotation.
+#[test]
+fn logs_follow_over_a_rotation() {
+    let place = Place::new("logs");
+    let log = place.dir.join("log");
+    let path = log.to_str().unwrap();
+    let script = "for i in 1 2 3; do echo line $i; done; echo oops >&2; while [ ! -e /ctl/go ]; do sleep 0.1; done; echo last";
+    let control = place.dir.join("ctl");
+    fs::create_dir(&control).unwrap();
+    let mount = format!("{}:/mnt:ro", control.display());
+    let script = script.replace("/ctl", "/mnt");
+    let id = place.detached(&["--log", path, "-v", &mount], &script);
+    wait_for("three lines", || place.run(&["logs", &id]).stdout == b"line 1\nline 2\nline 3\n");
+    wait_for("the error line", || place.run(&["logs", &id]).stderr == b"oops\n");
+    assert_eq!(place.run(&["logs", "--tail", "2", &id]).stdout, b"line 3\n");
+    assert_eq!(place.good(&["logs", "--since", "1h", &id]), "line 1\nline 2\nline 3\n");
+    assert_eq!(place.good(&["logs", "--since", "2099-01-01T00:00:00Z", &id]), "");
+    let stamped = place.good(&["logs", "-t", &id]);
+    assert!(stamped.lines().all(|l| l.starts_with("20") && l.contains(" line ")), "{stamped}");
+
+    let out = place.dir.join("out");
+    let mut follow = place
+        .command(&["logs", "-f", &id])
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(&out).unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("the follower to begin", || fs::read(&out).unwrap().ends_with(b"line 3\n"));
+    fs::rename(&log, place.dir.join("log.old")).unwrap();
+    place.good(&["reopen-log", "--all"]);
+    fs::write(control.join("go"), "").unwrap();
+    assert!(wait_exit(&mut follow).success());
+    assert_eq!(text(&fs::read(&out).unwrap()), "line 1\nline 2\nline 3\nlast\n");
+    assert_eq!(text(&place.run(&["logs", &id]).stdout), "last\n");
+    place.good(&["rm", &id]);
+    place.finish();
+}
+
+/// What ps, inspect, stats and events print, for people and for programs.
+#[test]
+fn containers_can_be_looked_at() {
+    let place = Place::new("look");
+    assert_eq!(place.json(&["ps"]), serde_json::json!([]));
+    let id = place.detached(&["--memory", "64M", "--pids", "50"], "echo hi; sleep 1000");
+    let ps = place.good(&["ps"]);
+    assert!(ps.starts_with("ID ") && ps.contains(&id) && ps.contains("running"), "{ps}");
+    assert!(!ps.contains('\x1b'), "no colours in a pipe");
+    assert_eq!(place.json(&["ps"])[0]["status"], "running");
+    let inspect = place.json(&["inspect", &id]);
+    assert_eq!(inspect["shim"]["door"], "native");
+    assert!(inspect["pid"].as_u64().is_some_and(|p| p > 1));
+    let stats = &place.json(&["stats", &id])[0];
+    assert_eq!(stats["memory"]["limit"], 64 << 20);
+    assert_eq!(stats["pids"]["limit"], 50);
+    assert!(stats["memory"]["usage"].as_u64().is_some_and(|n| n > 0), "{stats}");
+    place.good(&["update", "--pids", "60", &id]);
+    assert_eq!(place.json(&["stats", &id])[0]["pids"]["limit"], 60);
+    place.good(&["pause", &id]);
+    assert_eq!(place.json(&["inspect", &id])["status"], "paused");
+    place.good(&["resume", &id]);
+    let events = place.good(&["events", &id]);
+    for kind in ["created", "started", "updated", "paused", "resumed"] {
+        assert!(events.contains(kind), "{kind}: {events}");
+    }
+    assert_eq!(place.good(&["rm", "-f", &id]).trim(), id);
+
+    // The same with colours, at a terminal that wants them and at one that does not.
+    let id = place.detached(&[], "sleep 1000");
+    let mut t = place.terminal(&["ps"]);
+    assert!(t.wait().success());
+    t.expect("\x1b[32mrunning");
+    let mut c = place.command(&["ps"]);
+    let mut t = PtyChild::spawn(c.env("NO_COLOR", "1"), 31, 97);
+    assert!(t.wait().success());
+    t.expect("running");
+    assert!(!t.output().contains('\x1b'), "{}", t.output());
+    place.good(&["rm", "-f", &id]);
+    place.finish();
+}
+
+/// create, start -a, and a bundle of the user's own.
+#[test]
+fn a_bundle_is_created_and_started_in_steps() {
+    let place = Place::new("steps");
+    let bundle = pintle_tests::Bundle::sh("echo from a bundle; exit 6").write(place.dir.path());
+    let id = unique_id("cli");
+    place.good(&["create", "--bundle", bundle.to_str().unwrap(), &id]);
+    assert_eq!(place.json(&["inspect", &id])["status"], "created");
+    let out = place.run(&["create", "--bundle", bundle.to_str().unwrap(), &id]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains(&id), "{}", text(&out.stderr));
+    let out = place.run(&["start", "-a", &id]);
+    assert_eq!((out.status.code(), text(&out.stdout)), (Some(6), "from a bundle\n".to_string()));
+    assert!(bundle.join("config.json").exists(), "the user's bundle is not ours to remove");
+    place.good(&["rm", &id]);
+    assert!(bundle.join("config.json").exists());
+    place.finish();
+}
+
+/// A reader of the output that goes away ends neither the container nor us with an error.
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let place = Place::new("pipe");
+    let id = unique_id("cli");
+    let script = format!(
+        "{} run --id {id} --read-only --rootfs {} -e PATH=/bin -- sh -c 'yes | head -c 1000000; exit 3' | head -c 10; \
+         exit ${{PIPESTATUS[0]}}",
+        pintle().display(),
+        root()
+    );
+    let out = output_within(
+        Command::new("bash").args(["-c", &script]).env("PINTLE_DIR", place.root()).env("PINTLE_SHIM", shim()),
+    );
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+    assert_eq!(place.good(&["logs", &id]).len(), 1_000_000);
+    place.good(&["rm", &id]);
+    place.finish();
+}
+
+/// Another user's directory is not trusted, and ours is closed to others.
+#[test]
+fn state_is_private() {
+    let place = Place::new("priv");
+    let id = place.detached(&[], "sleep 1000");
+    let mode = |p: PathBuf| fs::metadata(p).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(place.root()), 0o700);
+    let dir = place.root().join(&id);
+    assert_eq!(mode(dir.clone()), 0o700);
+    for socket in ["monitor.sock", "stdio.sock", "attach.sock"] {
+        assert_eq!(mode(dir.join(socket)), 0o600, "{socket}");
+    }
+    place.good(&["rm", "-f", &id]);
+    place.finish();
+}
+
+/// A user without root runs a container in a user namespace of runc.
+#[test]
+fn a_user_without_root_runs_a_container() {
+    pintle_tests::require_tool("setpriv");
+    let dir = TempDir::new("less");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let home = dir.join("home");
+    fs::create_dir(&home).unwrap();
+    // The programs may lie where that user cannot go.
+    for (from, to) in [(pintle(), "pintle"), (shim(), "pintle-shim")] {
+        fs::copy(from, home.join(to)).unwrap();
+        fs::set_permissions(home.join(to), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    nix::unistd::chown(&home, Some(4242.into()), Some(4242.into())).unwrap();
+    let out = output_within(
+        Command::new("setpriv")
+            .args(["--reuid", "4242", "--regid", "4242", "--clear-groups"])
+            .arg(home.join("pintle"))
+            .args(["--runtime-root"])
+            .arg(home.join("runc"))
+            .args([
+                "run",
+                "--rm",
+                "--read-only",
+                "--rootfs",
+                root(),
+                "-e",
+                "PATH=/bin",
+                "--",
+                "sh",
+                "-c",
+                "id -u; exit 3",
+            ])
+            .env("XDG_RUNTIME_DIR", &home)
+            .env("HOME", &home)
+            .env_remove("PINTLE_DIR")
+            .current_dir(&home),
+    );
+    assert_eq!((out.status.code(), text(&out.stdout)), (Some(3), "0\n".to_string()), "{}", text(&out.stderr));
+    Leftovers::of(dir.path().to_string_lossy()).assert_none();
+}
