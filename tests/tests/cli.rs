@@ -447,15 +447,17 @@ fn a_user_without_root_runs_a_container() {
     let home = dir.join("home");
     fs::create_dir(&home).unwrap();
     // The programs may lie where that user cannot go.
+    let bin = home.join("bin");
+    fs::create_dir(&bin).unwrap();
     for (from, to) in [(pintle(), "pintle"), (shim(), "pintle-shim")] {
-        fs::copy(from, home.join(to)).unwrap();
-        fs::set_permissions(home.join(to), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::copy(from, bin.join(to)).unwrap();
+        fs::set_permissions(bin.join(to), fs::Permissions::from_mode(0o755)).unwrap();
     }
     nix::unistd::chown(&home, Some(4242.into()), Some(4242.into())).unwrap();
     let out = output_within(
         Command::new("setpriv")
             .args(["--reuid", "4242", "--regid", "4242", "--clear-groups"])
-            .arg(home.join("pintle"))
+            .arg(bin.join("pintle"))
             .args(["--runtime-root"])
             .arg(home.join("runc"))
             .args([

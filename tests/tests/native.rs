@@ -276,7 +276,16 @@ async fn the_log_is_reopened_at_full_speed_without_a_gap() {
         pace.tick().await;
         let aside = c.dir.join(format!("old{}", old.len()));
         fs::rename(&c.log, &aside).unwrap();
-        let (inode, _device) = c.monitor.reopen_log().await.unwrap().expect("a log file");
+        let inode = match c.monitor.reopen_log().await {
+            Ok(answer) => answer.expect("a log file").1,
+            Err(e) => {
+                // It ended in the meantime. The kubelet renames back after an error.
+                assert_eq!(e.kind(), Some(ErrorKind::FailedPrecondition), "{e:?}");
+                assert!(!c.log.exists(), "an error creates nothing");
+                fs::rename(&aside, &c.log).unwrap();
+                break;
+            }
+        };
         let now = fs::metadata(&c.log).expect("the log is there when the answer comes");
         let before = fs::metadata(&aside).unwrap();
         assert_eq!(now.ino(), inode);
@@ -301,7 +310,7 @@ async fn the_log_is_reopened_at_full_speed_without_a_gap() {
     }
     expected.truncate(size);
     assert!(got == expected, "the files together are not what the container wrote");
-    assert_eq!(c.state().await.io.reopened, old.len() as u64);
+    assert!(c.state().await.io.reopened >= old.len() as u64);
     c.delete().await;
     place.finish();
 }
@@ -637,7 +646,13 @@ async fn mistakes_are_named_and_leave_nothing() {
     assert!(c.monitor.kill_exec("nobody", 9).await.unwrap_err().is_not_found());
     assert_eq!(c.monitor.kill(99, false).await.unwrap_err().kind(), Some(ErrorKind::InvalidArgument));
     c.delete().await;
-    assert!(c.monitor.state().await.unwrap_err().is_unreachable());
+    wait_for_async("the shim to end after the deletion", || async {
+        match c.monitor.state().await {
+            Err(e) if e.is_unreachable() => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
     place.finish();
 }
 
@@ -707,7 +722,8 @@ async fn a_terminal_has_its_size_from_the_start() {
 async fn events_come_once_and_in_order() {
     let place = Native::new("ev");
     let c = place.start(&Bundle::sh("sleep 1000")).await;
-    c.monitor.exec_sync(&ExecSyncOptions::new(["true"])).await.unwrap();
+    let exec = c.monitor.exec(&ExecOptions::new(["true"])).await.unwrap();
+    exec.wait(Some(LONG)).await.unwrap();
     c.monitor.pause().await.unwrap();
     c.monitor.resume().await.unwrap();
     c.monitor.reopen_log().await.unwrap();

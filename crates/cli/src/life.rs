@@ -115,7 +115,8 @@ fn read(cx: &Context, args: Vec<OsString>) -> Result<Making> {
     args::check_id(&id)?;
     let keys = Detach::parse(&keys)?;
     create.stdin = interactive;
-    create.stdin_once = interactive && !detached;
+    // A terminal is left with the detach keys and found again; a pipe ends with its writer.
+    create.stdin_once = interactive && !detached && !spec.terminal;
     create.size = if spec.terminal { terminal::size() } else { None };
     let size = |mut options: LogOptions| {
         options.max_size = max_size;

@@ -86,6 +86,7 @@ fn run(args: Vec<OsString>) -> Result<i32> {
 }
 
 async fn dispatch(cx: Context, command: &str, args: Vec<OsString>) -> Result<i32> {
+    output::command(command);
     match command {
         "run" => life::run(cx, args).await,
         "create" => life::create(cx, args).await,

@@ -1,6 +1,7 @@
 //! Printing: text, tables, JSON, times, ends, errors.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
@@ -105,10 +106,16 @@ pub(crate) fn report(error: &anyhow::Error) -> i32 {
     code
 }
 
-/// Whether the exit status is that of a process in the container, and so ours must be told from it.
+/// The exit status is that of a process in the container, and so ours must be told from it.
+static FOREGROUND: AtomicBool = AtomicBool::new(false);
+
+/// Notes which command runs.
+pub(crate) fn command(name: &str) {
+    FOREGROUND.store(matches!(name, "run" | "exec" | "attach" | "start"), Ordering::Relaxed);
+}
+
 fn foreground() -> bool {
-    let commands = ["run", "exec", "attach", "start"];
-    std::env::args().skip(1).find(|a| !a.starts_with('-')).is_some_and(|c| commands.contains(&c.as_str()))
+    FOREGROUND.load(Ordering::Relaxed)
 }
 
 /// How a process ended, in words.

@@ -69,7 +69,13 @@ impl Connection {
 
     async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let flags = MsgFlags::empty();
-        self.fd.async_io(Interest::READABLE, || Ok(recv(self.fd.as_raw_fd(), buffer, flags)?)).await
+        let read = || match recv(self.fd.as_raw_fd(), buffer, flags) {
+            // The shim closed while something of ours was unread. The kernel says so once, ahead of the packets
+            // that are still there for us.
+            Err(nix::errno::Errno::ECONNRESET) => Ok(recv(self.fd.as_raw_fd(), buffer, flags)?),
+            result => Ok(result?),
+        };
+        self.fd.async_io(Interest::READABLE, read).await
     }
 }
 

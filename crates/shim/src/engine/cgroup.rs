@@ -66,13 +66,28 @@ impl Cgroups {
         Some(CgroupDir { path: unified_directory(&self.lines, &self.mounts)?.into(), unified: true })
     }
 
-    /// A directory of the container's own, in whichever hierarchy has one: never a root.
+    /// A directory of the container's own, in whichever hierarchy has one: never a root, and never one that this
+    /// process is in too. A rootless runtime without delegation leaves the container in its caller's cgroup, and
+    /// killing all of that would hit the caller.
     pub fn own(&self) -> Option<CgroupDir> {
-        let candidates = ["memory", "pids", "cpu", "freezer", "devices"].iter().filter_map(|c| self.dir(c));
-        candidates.chain(self.unified()).find(|d| {
+        let us = Self {
+            lines: parse_proc_cgroup(&std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default()),
+            mounts: Vec::new(),
+        };
+        let ours = |controller: Option<&&str>| match controller {
+            Some(c) => Some(PathBuf::from(controller_directory(&us.lines, &self.mounts, c)?.0)),
+            None => Some(PathBuf::from(unified_directory(&us.lines, &self.mounts)?)),
+        };
+        let controllers = ["memory", "pids", "cpu", "freezer", "devices"];
+        let candidates = controllers.iter().filter_map(|c| Some((self.dir(c)?, ours(Some(c)))));
+        let unified = self.unified().map(|d| (d, ours(None)));
+        let own = candidates.chain(unified).find(|(d, ours)| {
             let mounts = self.mounts.iter().map(|m| Path::new(&m.mount_point));
-            d.path.is_dir() && !mounts.into_iter().any(|m| m == d.path)
-        })
+            d.path.is_dir()
+                && !mounts.into_iter().any(|m| m == d.path)
+                && !ours.as_ref().is_some_and(|ours| ours.starts_with(&d.path))
+        });
+        own.map(|(dir, _)| dir)
     }
 
     /// The pids in the container's cgroup and below it, in our pid namespace.

@@ -241,7 +241,8 @@ impl Container {
         let hub = Hub::new(HubConfig {
             stdin: spec.stdin,
             stdin_once: spec.stdin_once,
-            leave_stdin_open: spec.stdin && !spec.stdin_once,
+            // A client that says it is done closes stdin; one that vanishes does so only with `stdin_once`.
+            leave_stdin_open: false,
             terminal: facts.terminal,
             ..HubConfig::default()
         });

@@ -477,6 +477,14 @@ impl Monitor for Service {
             return Err(convert::error(logs::failure(Path::new(&path), &error)));
         }
         let (device, inode) = hub.log_file_id().unwrap_or_default();
+        if inode == 0 && !convert::state(&self.container).log_path.is_empty() {
+            let message = "the container has ended and its logs are closed";
+            return Err(convert::error(Failure::new(
+                FailureKind::FailedPrecondition,
+                self.container.id.as_str(),
+                message,
+            )));
+        }
         Ok(wire::ReopenLogResponse { inode, device, ..Default::default() })
     }
 
