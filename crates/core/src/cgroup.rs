@@ -228,12 +228,20 @@ pub struct OomCounter {
     last_own: MemoryEvents,
     base_parent: MemoryEvents,
     last_parent: MemoryEvents,
+    /// As many kills the container's init has survived.
+    survived: u64,
 }
 
 impl OomCounter {
     /// A counter that starts at what the container's cgroup and the one above it show now.
     pub fn new(own: MemoryEvents, parent: MemoryEvents) -> Self {
-        Self { base_own: own, last_own: own, base_parent: parent, last_parent: parent }
+        Self {
+            base_own: own,
+            last_own: own,
+            base_parent: parent,
+            last_parent: parent,
+            survived: own.oom_kill,
+        }
     }
 
     /// The counter as plain numbers, for a successor: start and last readings of the own cgroup and of the one above.
@@ -260,6 +268,7 @@ impl OomCounter {
         if own.oom_kill < self.last_own.oom_kill {
             self.base_own = MemoryEvents::default();
             self.last_own = MemoryEvents::default();
+            self.survived = 0;
         }
         let new = own.oom_kill - self.last_own.oom_kill;
         self.last_own = own;
@@ -267,6 +276,11 @@ impl OomCounter {
             self.last_parent = parent;
         }
         new
+    }
+
+    /// Init lives and is not about to die: none of the kills that were observed was its own.
+    pub fn init_survived(&mut self) {
+        self.survived = self.last_own.oom_kill;
     }
 
     /// The facts so far; `init_sigkilled` says whether init died by SIGKILL.
@@ -281,7 +295,12 @@ impl OomCounter {
         } else {
             OomLevel::System
         });
-        OomVerdict { kills, limit_hits, level, init_killed: init_sigkilled && kills > 0 }
+        OomVerdict {
+            kills,
+            limit_hits,
+            level,
+            init_killed: init_sigkilled && self.last_own.oom_kill > self.survived,
+        }
     }
 }
 
@@ -333,6 +352,12 @@ mod tests {
         let v = c.verdict(true);
         assert_eq!((v.kills, v.level, v.init_killed), (1, Some(OomLevel::Own), true));
         assert!(!c.verdict(false).init_killed);
+        // A child was killed, init was seen alive after it, and then somebody killed init.
+        c.init_survived();
+        let v = c.verdict(true);
+        assert_eq!((v.kills, v.init_killed), (1, false));
+        assert_eq!(c.observe(kill(3, 3), None), 1);
+        assert!(c.verdict(true).init_killed);
         let mut c = OomCounter::new(zero, zero);
         c.observe(kill(0, 1), Some(kill(1, 1)));
         assert_eq!(c.verdict(true).level, Some(OomLevel::Ancestor));

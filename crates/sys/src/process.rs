@@ -83,6 +83,27 @@ pub fn stat(pid: i32) -> Option<ProcStat> {
     parse_stat(&String::from_utf8_lossy(&bytes))
 }
 
+/// Whether a process is gone, a zombie, on its way out, or has a SIGKILL pending.
+pub fn is_dying(pid: i32) -> bool {
+    const PF_EXITING: u64 = 0x4;
+    const PF_SIGNALED: u64 = 0x400;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = |name: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    };
+    let (Some(own), Some(shared)) = (pending("SigPnd:"), pending("ShdPnd:")) else { return true };
+    if (own | shared) & (1 << (libc::SIGKILL - 1)) != 0 {
+        return true;
+    }
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rfind(')').and_then(|at| stat.get(at + 2..)).unwrap_or_default();
+    let mut fields = fields.split(' ');
+    let (state, flags) =
+        (fields.next().unwrap_or_default(), fields.nth(5).and_then(|f| f.parse::<u64>().ok()));
+    matches!(state, "" | "Z" | "X") || flags.is_none_or(|f| f & (PF_EXITING | PF_SIGNALED) != 0)
+}
+
 /// The start time of a process in clock ticks since boot; together with the pid and the boot id it names a process
 /// for ever. 0 if there is no such process.
 pub fn start_time(pid: i32) -> u64 {
@@ -134,6 +155,18 @@ mod tests {
         assert!(!is_own_line(child.id() as i32));
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_dying_are_told_from_the_living() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id() as i32;
+        assert!(!is_dying(pid) && !is_dying(std::process::id() as i32));
+        child.kill().unwrap();
+        // Pending, on its way out, or a zombie: dying at every moment.
+        assert!(is_dying(pid));
+        child.wait().unwrap();
+        assert!(is_dying(pid));
     }
 
     #[test]

@@ -32,6 +32,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// How long after an OOM kill init is looked at: a killed one has ended by then, or is about to.
+const OOM_SETTLES: std::time::Duration = std::time::Duration::from_millis(250);
+
 /// Status of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Status {
@@ -441,16 +444,35 @@ impl Container {
         }));
     }
 
-    pub(super) fn tell_oom(&self, kills: u64) {
+    pub(super) fn tell_oom(self: &Arc<Self>, kills: u64) {
         let (pid, oom) = {
             let inner = self.lock();
             (inner.pid, inner.oom.clone())
         };
-        let verdict = oom.map(|o| o.verdict(false)).unwrap_or_default();
+        let verdict = oom.as_ref().map(|o| o.verdict(false)).unwrap_or_default();
+        // Was it init? That shows a moment later, when it has ended or plainly lives on.
+        let container = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(OOM_SETTLES).await;
+            if container.exit().is_none() {
+                container.oom_survived();
+            }
+        });
         let level = verdict.level.map_or("", |l| l.as_str());
         let attributes =
             [("kills", kills.to_string()), ("total", verdict.kills.to_string()), ("level", level.to_owned())];
         self.events.push(EventKind::Oom, "", pid, None, &attributes);
+    }
+
+    /// Notes that init has survived the kills until now, if it lives.
+    pub(super) fn oom_survived(&self) {
+        let (pid, oom) = {
+            let inner = self.lock();
+            (inner.pid, inner.oom.clone())
+        };
+        if let Some(oom) = oom {
+            oom.init_survives(pid);
+        }
     }
 
     /// Gives the container its attach socket; clients that come early wait in its backlog.

@@ -39,6 +39,10 @@ impl Container {
             (inner.pidfd.clone(), inner.cgroups.clone(), inner.status)
         };
         let Some(pidfd) = pidfd else { return Err(self.not_created()) };
+        if signal == libc::SIGKILL {
+            // What was killed before is not the reason of this end.
+            self.oom_survived();
+        }
         if all {
             tree::signal_all(&cgroups, signal)
                 .map_err(|e| Failure::system("list processes of", self.id.as_str(), &e))?;

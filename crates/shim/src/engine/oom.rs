@@ -121,6 +121,16 @@ impl OomWatch {
         self.counter.lock().unwrap_or_else(PoisonError::into_inner).observe(own, parent)
     }
 
+    /// Notes that none of the kills until now was init's, if init lives on: a later SIGKILL from elsewhere is then not
+    /// taken for one.
+    pub fn init_survives(&self, init: i32) {
+        self.look();
+        // In this order: a kill is counted before its signal is sent.
+        if init > 0 && !pintle_sys::process::is_dying(init) {
+            self.counter.lock().unwrap_or_else(PoisonError::into_inner).init_survived();
+        }
+    }
+
     /// The facts so far.
     pub fn verdict(&self, init_sigkilled: bool) -> OomVerdict {
         self.counter.lock().unwrap_or_else(PoisonError::into_inner).verdict(init_sigkilled)

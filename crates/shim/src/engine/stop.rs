@@ -122,6 +122,8 @@ async fn thaw(container: &Arc<Container>) {
 /// the tries become rare.
 pub(super) async fn kill_hard(container: &Arc<Container>) {
     let mut pause = Duration::from_millis(200);
+    // What was killed before is not the reason of this end.
+    container.oom_survived();
     loop {
         let (pidfd, cgroups, paused) = {
             let inner = container.lock();
