@@ -259,7 +259,8 @@ impl OomCounter {
                 oom_group_kill,
                 under_oom: false,
             });
-        Self { base_own, last_own, base_parent, last_parent }
+        // Whether init survived them is looked at again when it matters.
+        Self { base_own, last_own, base_parent, last_parent, survived: base_own.oom_kill }
     }
 
     /// Takes in a new reading; answers how many kills are new since the last one.
