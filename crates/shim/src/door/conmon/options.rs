@@ -9,6 +9,7 @@ use pintle_core::argv::{Kind, Opt, Parsed};
 
 use super::diag::Level;
 use super::logpath::{self, Drivers};
+use super::pipes::strerror;
 
 /// Every option, in the order of the usage text.
 pub(super) const TABLE: &[Opt] = &[
@@ -276,7 +277,8 @@ fn checked_runtime(parsed: &Parsed) -> Result<OsString, Refusal> {
     match access(Path::new(&runtime), AccessFlags::X_OK) {
         Ok(()) => Ok(runtime),
         Err(errno) => {
-            refuse(format!("Runtime path {} is not valid {}", runtime.to_string_lossy(), errno.desc()))
+            let cause = strerror(&errno.into());
+            refuse(format!("Runtime path {} is not valid {cause}", runtime.to_string_lossy()))
         }
     }
 }

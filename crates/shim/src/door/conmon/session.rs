@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use nix::unistd::{Pid, getpgid, pipe2};
 use pintle_core::exit::Exit;
 use pintle_core::line::Stream;
 use pintle_core::sync::{Key, MESSAGE_MAX};
-use pintle_sys::clock;
+use pintle_sys::{clock, disposition};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
@@ -404,6 +404,9 @@ impl Session {
             End::Failed { message, told } => {
                 self.diag.error(&told);
                 self.send(-1, &message);
+                if let Some(places) = &self.places {
+                    places.remove_socket();
+                }
                 self.close_streams().await;
                 inherited.close();
                 return 1;
@@ -484,6 +487,8 @@ struct Forwarded {
 
 impl Forwarded {
     fn new() -> io::Result<Self> {
+        // The handlers are chained: the one that ends the process must be gone first.
+        disposition::reset(Signal::SIGTERM)?;
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
@@ -531,7 +536,7 @@ impl Held {
         // A runtime that never stops talking must not fill the memory; the reason of a failure comes last.
         if held.bytes.len() > HELD_MAX {
             let older: Vec<u8> = held.bytes.drain(..held.bytes.len() - MESSAGE_MAX).collect();
-            pass_to(hub, &older);
+            hub.inject(Stream::Stderr, &older);
         }
     }
 
@@ -558,22 +563,8 @@ impl Held {
 
     /// The runtime has done its work: what was said belongs to the container's output.
     fn hand_over(mut self, hub: &Arc<Hub>) {
-        for part in self.bytes.make_contiguous().chunks(HELD_MAX) {
-            pass_to(hub, part);
-        }
+        hub.inject(Stream::Stderr, self.bytes.make_contiguous());
         let _ = hub.add_output(Stream::Stderr, self.fd.into_inner().into());
-    }
-}
-
-/// Gives at most a pipe's capacity of stderr to the hub, which reads from descriptors only.
-fn pass_to(hub: &Arc<Hub>, bytes: &[u8]) {
-    let passed =
-        pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(io::Error::from).and_then(|(read, write)| {
-            File::from(write).write_all(bytes)?;
-            hub.add_output(Stream::Stderr, read)
-        });
-    if let Err(error) = passed {
-        tracing::warn!("lost {} bytes of stderr: {error}", bytes.len());
     }
 }
 
