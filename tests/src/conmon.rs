@@ -104,7 +104,8 @@ impl Conmon {
     /// The call that creates a container from `bundle`, as Podman makes it: with exit and persist directories, all
     /// below `dir`, and the log `dir/log`.
     pub fn create(dir: &TempDir, bundle: &Bundle) -> Self {
-        let id = unique_id("cm");
+        // journald wants more than 12 characters.
+        let id = unique_id("conmoncase");
         let place = dir.join(&id);
         fs::create_dir(&place).expect("create the container's directory");
         bundle.write(&place);
@@ -200,6 +201,13 @@ impl Conmon {
     #[must_use]
     pub fn captured(mut self) -> Self {
         self.captured = true;
+        self
+    }
+
+    /// Forgets the pid file: the process that was started is the monitor.
+    #[must_use]
+    pub fn without_pidfile(mut self) -> Self {
+        self.pidfile = None;
         self
     }
 
@@ -452,6 +460,8 @@ pub fn write_fifo(path: &Path, text: &str) {
     use std::os::unix::fs::OpenOptionsExt;
     let fifo = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path);
     let mut fifo = fifo.unwrap_or_else(|error| panic!("open {}: {error}", path.display()));
+    nix::fcntl::fcntl(&fifo, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty()))
+        .expect("make it block");
     fifo.write_all(text.as_bytes()).expect("write to the fifo");
 }
 

@@ -193,8 +193,10 @@ fn exec_terminal(world: &World) -> Result<()> {
 }
 
 fn exec_terminal_size(world: &World) -> Result<()> {
+    // The runtime does not wait until the terminal was received, so the first instruction may be earlier.
+    let script = "until [ -n \"$(stty size 2>/dev/null)\" ]; do :; done; stty size";
     let name = world.detached("exz", &[], "exec sleep 1000")?;
-    let mut child = PtyChild::spawn(&mut world.podman(&["exec", "-it", &name, "stty", "size"]), 47, 119);
+    let mut child = PtyChild::spawn(&mut world.podman(&["exec", "-it", &name, "sh", "-c", script]), 47, 119);
     let status = child.wait();
     child.expect("47 119");
     ensure!(status.success(), "{status}: {}", child.output());
