@@ -72,10 +72,13 @@ impl Stage {
 
     /// Runs `pintle ARGS`, shows it and what it prints, and checks its exit status.
     fn tell(&self, status: i32, args: &[&str]) -> Result<String> {
-        let shown: Vec<String> = args
-            .iter()
-            .map(|a| if a.contains([' ', '$', ';']) { format!("'{a}'") } else { (*a).into() })
-            .collect();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,".contains(c);
+        let shown: Vec<String> =
+            args.iter()
+                .map(|a| {
+                    if a.chars().all(plain) { (*a).into() } else { format!("'{}'", a.replace('\'', r"'\''")) }
+                })
+                .collect();
         println!("  $ pintle {}", shown.join(" "));
         let out = sh::capture(self.pintle().args(args), Duration::from_secs(120))?;
         for line in out.output.lines() {
@@ -93,7 +96,7 @@ impl Stage {
     fn story(&self) -> Result<()> {
         let oom = nix::unistd::geteuid().is_root();
         say("A container under its own shim, with a log in CRI format. It runs on when we go.");
-        let script = "trap 'echo bye; exit 7' TERM; n=0; \
+        let script = "trap \"echo bye; exit 7\" TERM; n=0; \
                       while :; do n=$((n+1)); echo tick $n; sleep 0.3; done";
         self.tell(
             0,
@@ -127,7 +130,7 @@ impl Stage {
         ensure!(lines.iter().any(|l| l.starts_with("tick")), "attach showed {lines:?}");
 
         say("Exec: one more process in the container, with its own exit code.");
-        self.tell(3, &["exec", "hello", "sh", "-c", "echo I am $$ of; ps | wc -l; exit 3"])?;
+        self.tell(3, &["exec", "hello", "sh", "-c", "echo I am process $$ in here; exit 3"])?;
         println!("  (exit status 3)");
         println!("\n  A process that hangs is ended with all that it started:");
         self.tell(124, &["exec", "--timeout", "1", "hello", "sh", "-c", "sleep 1000 & sleep 1000"])?;
