@@ -27,6 +27,7 @@ fn steps() -> Vec<(&'static str, Command)> {
         ("fmt", cargo(&["fmt", "--all", "--check"])),
         ("tidy", own(&["tidy"])),
         ("codegen", own(&["codegen", "--check"])),
+        ("spec", own(&["spec-check"])),
         ("nostd", own(&["nostd"])),
         (
             "clippy",

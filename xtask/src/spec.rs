@@ -77,14 +77,16 @@ fn exists(proof: &str) -> Result<()> {
     let (Some((target, _)), Some((_, test))) = (proof.split_once("::"), proof.rsplit_once("::")) else {
         bail!("`{proof}` is not target::test")
     };
-    let end_to_end = Path::new("tests/tests").join(format!("{target}.rs"));
-    let folder = Path::new("tests/tests").join(target);
-    let place = if end_to_end.exists() { end_to_end } else { Path::new("crates").join(target) };
-    if !place.exists() {
+    let end_to_end = Path::new("tests/tests");
+    let places =
+        [end_to_end.join(format!("{target}.rs")), end_to_end.join(target), Path::new("crates").join(target)];
+    let Some(place) = places.iter().find(|p| p.exists()) else {
         bail!("`{proof}`: there is neither tests/tests/{target}.rs nor crates/{target}");
-    }
-    if has_test(&place, test)? || (folder.exists() && has_test(&folder, test)?) {
-        return Ok(());
+    };
+    for place in places.iter().filter(|p| p.exists()) {
+        if has_test(place, test)? {
+            return Ok(());
+        }
     }
     bail!("`{proof}`: {} has no test {test}", place.display())
 }
