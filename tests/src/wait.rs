@@ -38,6 +38,12 @@ pub fn eventually<T, E: std::fmt::Display>(what: &str, mut attempt: impl FnMut()
     }
 }
 
+/// Lets time pass in which something must not happen, or between two acts that must lie apart. Never to wait
+/// for something: that is [`wait_for`].
+pub fn let_pass(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// [`eventually`] for asynchronous attempts.
 ///
 /// # Panics

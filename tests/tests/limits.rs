@@ -147,7 +147,7 @@ async fn rotated_logs_are_bounded_and_keep_the_newest() {
         expected.push_str(&format!("{n}\n"));
         n += 1;
     }
-    assert!(expected[..total].as_bytes().ends_with(&kept), "what is kept is not the newest");
+    assert!(expected.as_bytes()[..total].ends_with(&kept), "what is kept is not the newest");
     assert!(history >= u64::from(files - 1) * limit, "only {history} bytes of log are kept");
     assert!(c.state().await.io.lost_bytes.is_empty(), "rotation is no loss");
     c.delete().await;

@@ -20,7 +20,7 @@ fn nothing_happens_before_the_first_gate() {
     let log = run.call.path("log");
     // The arguments are valid, so the log exists; nothing else does.
     wait_for("the log", || log.exists());
-    std::thread::sleep(Duration::from_millis(100));
+    pintle_tests::let_pass(Duration::from_millis(100));
     assert!(process_children(run.child.id()).is_empty());
     assert!(!run.call.path("bundle").join("attach").exists());
     assert!(!run.call.path("conmon.pid").exists());
@@ -156,7 +156,7 @@ fn an_attached_exec_waits_at_both_gates() {
         assert!(place.join(name).exists(), "{name}");
     }
     let mut client = pintle_tests::AttachClient::connect(&place.join("attach"));
-    std::thread::sleep(Duration::from_millis(200));
+    pintle_tests::let_pass(Duration::from_millis(200));
     assert!(!place.join("exec_pid").exists(), "the runtime ran before its gate");
     run.gate();
     assert!(run.message()["data"].as_i64().expect("a pid") > 0);

@@ -63,7 +63,7 @@ fn a_host_socket_that_comes_and_goes_does_not_end_the_relay() {
     let path = dir.path().join("host");
     let (_run, container) = relayed(&dir, path.to_str().expect("path"));
     container.send(b"STATUS=lost").expect("send");
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    pintle_tests::let_pass(std::time::Duration::from_millis(100));
     let host = UnixDatagram::bind(&path).expect("bind");
     container.send(b"READY=1").expect("send");
     assert_eq!(receive(&host), "READY=1");

@@ -80,7 +80,7 @@ fn w05_a_closed_stdin_with_data_pending_does_not_spin() {
     };
     let monitor = run.monitor();
     let before = ticks(monitor);
-    std::thread::sleep(std::time::Duration::from_millis(1000));
+    pintle_tests::let_pass(std::time::Duration::from_millis(1000));
     // A spinning process has about 100.
     assert!(ticks(monitor) - before < 30, "{} ticks in a second", ticks(monitor) - before);
 }

@@ -304,7 +304,7 @@ fn detach_keys(world: &World) -> Result<()> {
     child.expect("got:one");
     // Podman sees the keys only if each of them comes in a read of its own.
     child.send("\x10");
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    pintle_tests::let_pass(std::time::Duration::from_millis(500));
     child.send("\x11");
     let status = child.wait();
     ensure!(status.success(), "{status}: {}", child.output());
@@ -327,7 +327,7 @@ fn slow_reader(world: &World) -> Result<()> {
     let mut pipe = client.stdout.take().context("a pipe")?;
     let mut text = vec![0; 1000];
     pipe.read_exact(&mut text)?;
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    pintle_tests::let_pass(std::time::Duration::from_millis(300));
     pipe.read_to_end(&mut text)?;
     wait(&mut client)?;
     ensure!(text.ends_with(b"\n400000\nthe-end\n"), "the end is missing");
