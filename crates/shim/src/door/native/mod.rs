@@ -2,6 +2,7 @@
 
 pub(super) mod args;
 pub(super) mod convert;
+pub(super) mod embed;
 mod guard;
 mod listen;
 mod service;

@@ -137,7 +137,7 @@ fn make_dir(path: &Path) -> io::Result<()> {
 }
 
 /// Makes the state directory and its sockets.
-fn prepare(args: Args) -> Result<Setup, String> {
+pub(super) fn prepare(args: Args) -> Result<Setup, String> {
     check_id("container", &args.id).map_err(|e| e.message)?;
     let root = &args.root;
     let shown = root.display();
