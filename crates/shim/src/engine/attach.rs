@@ -164,6 +164,9 @@ impl Hub {
         let fd = Arc::new(async_fd(client, BOTH)?);
         let id = {
             let mut state = self.lock();
+            if state.closed {
+                return Err(io::Error::new(io::ErrorKind::NotConnected, "its streams have ended"));
+            }
             if state.clients.len() >= self.config.max_clients {
                 return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many attach clients"));
             }

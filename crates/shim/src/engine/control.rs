@@ -166,6 +166,10 @@ impl Container {
     /// # Errors
     /// If it lives and `force` is not set, and if the runtime cannot delete it.
     pub async fn delete(self: &Arc<Self>, force: bool) -> Result<Option<ExitRecord>, Failure> {
+        if self.lock().status == Status::Creating {
+            // A create under way is waited for: what it makes a moment later would stay for ever.
+            drop(self.operation.lock().await);
+        }
         let (status, exists) = {
             let inner = self.lock();
             (inner.status, inner.pidfd.is_some() || inner.spec.is_some())

@@ -126,6 +126,8 @@ pub(super) struct State {
     pub(super) janitor: bool,
     /// The process has exited: a hang-up of the terminal is final now.
     pub(super) exited: bool,
+    /// Everything has ended: a client would wait for ever.
+    pub(super) closed: bool,
     /// Nothing may be read or written any more: a new program is about to take over.
     pub(super) frozen: bool,
     pub(super) observer: Option<Observer>,
@@ -152,6 +154,7 @@ impl Hub {
                 moved: 0,
                 janitor: false,
                 exited: false,
+                closed: false,
                 frozen: false,
                 observer: None,
             }),
@@ -307,6 +310,7 @@ impl Hub {
         let mut tasks: Vec<AbortHandle> = Vec::new();
         let taken = {
             let mut state = self.lock();
+            state.closed = true;
             let outputs = std::mem::take(&mut state.outputs);
             let listeners = std::mem::take(&mut state.listeners);
             let clients = std::mem::take(&mut state.clients);

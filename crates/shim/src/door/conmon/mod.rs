@@ -8,7 +8,6 @@ mod diag;
 mod exit;
 mod logpath;
 mod logs;
-mod native;
 mod notify;
 mod options;
 mod pipes;

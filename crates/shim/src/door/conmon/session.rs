@@ -11,7 +11,6 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, getpgid, pipe2};
-use pintle_core::cgroup::OomVerdict;
 use pintle_core::exit::Exit;
 use pintle_core::line::Stream;
 use pintle_core::sync::{Key, MESSAGE_MAX};
@@ -24,7 +23,6 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::boot::{Boot, drop_stdio};
 use super::diag::Diag;
 use super::exit::{self, UNKNOWN};
-use super::native::Native;
 use super::notify::Relay;
 use super::options::{Mode, Options};
 use super::pipes::{Messages, strerror};
@@ -38,7 +36,7 @@ use crate::engine::hub::{Hub, HubConfig};
 use crate::engine::oom::OomWatch;
 use crate::engine::pump::DrainPolicy;
 use crate::engine::ready::async_fd;
-use crate::engine::reap::{Ended, ExitWatch, Reaper};
+use crate::engine::reap::{ExitWatch, Reaper};
 
 /// What callers match when a command ran out of time.
 const TIMED_OUT: &str = "command timed out";
@@ -56,9 +54,9 @@ enum End {
     /// No container: text for the caller, text for the own log.
     Failed { message: Vec<u8>, told: String },
     /// The container has ended.
-    Exited(Ended),
-    /// It did not within its time, and was killed.
-    TimedOut(Option<Ended>),
+    Exited(Exit),
+    /// It did not within its time.
+    TimedOut,
 }
 
 /// Everything that lives as long as the container.
@@ -72,8 +70,6 @@ struct Session {
     places: Option<Places>,
     /// Read until the end.
     fifos: Option<[ControlFifo; 2]>,
-    native: Native,
-    oom: OomVerdict,
 }
 
 /// Runs to the end; returns the exit status of the process.
@@ -106,8 +102,6 @@ pub(super) async fn run(mut boot: Boot) -> u8 {
         forwarded,
         places: None,
         fifos: None,
-        native: Native::default(),
-        oom: OomVerdict::default(),
     };
     let pipes = match session.open(boot.attach, &boot.null) {
         Ok(pipes) => pipes,
@@ -295,7 +289,7 @@ impl Session {
                     self.diag.warn("the runtime timed out");
                     let _ = kill(runtime, Signal::SIGKILL);
                     timeout(KILL_PATIENCE, watch.wait()).await.ok();
-                    return if exec { End::TimedOut(None) } else { failed(b"the runtime timed out", "the runtime timed out".into()) };
+                    return if exec { End::TimedOut } else { failed(b"the runtime timed out", "the runtime timed out".into()) };
                 }
             }
         };
@@ -354,34 +348,30 @@ impl Session {
     async fn watch_container(&mut self, pid: i32, init: &ExitWatch) -> End {
         let mut limit = self.options.timeout.map(|seconds| Box::pin(sleep_until(deadline(seconds))));
         let oom = match OomWatch::open(&Cgroups::of(pid)) {
-            Ok(oom) => oom.map(Arc::new),
+            Ok(oom) => oom,
             Err(error) => {
                 self.diag.warn(&format!("Failed to watch for OOM: {error}"));
                 None
             }
         };
-        self.native = Native::open(&self.options, &self.diag, &self.reaper, &self.hub, oom.clone(), pid);
         let mut told = false;
         let end = loop {
             tokio::select! {
-                ended = init.wait() => break End::Exited(ended),
+                ended = init.wait() => break End::Exited(ended.exit),
                 signal = self.forwarded.next() => pass_on(Pid::from_raw(pid), signal),
-                kills = next_kill(oom.as_deref()) => if kills > 0 {
-                    self.native.oom(kills);
-                    if !told {
-                        told = true;
-                        self.report_oom();
-                    }
+                kills = next_kill(oom.as_ref()) => if kills > 0 && !told {
+                    told = true;
+                    self.report_oom();
                 },
                 () = optional(&mut limit) => {
-                    break End::TimedOut(self.kill_group(pid, init).await);
+                    self.kill_group(pid, init).await;
+                    break End::TimedOut;
                 }
             }
         };
         if let Some(oom) = &oom {
-            let killed = matches!(&end, End::Exited(Ended { exit: Exit::Signal { signal: 9, .. }, .. }));
+            let killed = matches!(&end, End::Exited(Exit::Signal { signal: 9, .. }));
             let verdict = oom.last_look(killed);
-            self.oom = verdict;
             if verdict.kills > 0 && !told {
                 self.report_oom();
             } else if verdict.kills == 0 {
@@ -397,22 +387,20 @@ impl Session {
     }
 
     /// Kills what the container's process leads and waits a moment for its last output.
-    async fn kill_group(&self, pid: i32, init: &ExitWatch) -> Option<Ended> {
+    async fn kill_group(&self, pid: i32, init: &ExitWatch) {
         let pid = Pid::from_raw(pid);
         match getpgid(Some(pid)) {
             Ok(group) if group.as_raw() > 1 => drop(killpg(group, Signal::SIGKILL)),
             _ => drop(kill(pid, Signal::SIGKILL)),
         }
-        let ended = timeout(KILL_PATIENCE, init.wait()).await;
-        if ended.is_err() {
+        if timeout(KILL_PATIENCE, init.wait()).await.is_err() {
             self.diag.warn(&format!("process {pid} is still there after SIGKILL"));
         }
-        ended.ok()
     }
 
     /// Everything that callers rely on being done when the process is over, in their order.
     async fn end(&mut self, end: End, inherited: &mut pintle_sys::startup::Inherited) -> u8 {
-        let (code, message, ended) = match end {
+        let (code, message) = match end {
             End::Failed { message, told } => {
                 self.diag.error(&told);
                 self.send(-1, &message);
@@ -423,16 +411,15 @@ impl Session {
                 inherited.close();
                 return 1;
             }
-            End::Exited(ended @ Ended { exit: Exit::Unknown(_), .. }) => (UNKNOWN, "", Some(ended)),
-            End::Exited(ended) => (ended.exit.shell_code(), "", Some(ended)),
-            End::TimedOut(ended) => (UNKNOWN, TIMED_OUT, ended),
+            End::Exited(Exit::Unknown(_)) => (UNKNOWN, ""),
+            End::Exited(exit) => (exit.shell_code(), ""),
+            End::TimedOut => (UNKNOWN, TIMED_OUT),
         };
         let drained = self.hub.drained(DRAIN).await;
         if drained.leaked {
             self.diag.info("a process outside of the container still holds its output");
         }
         self.close_streams().await;
-        self.native.close(ended.map(|ended| (ended, self.oom)), drained.leaked).await;
         inherited.close();
         let failed = exit::write_files(&self.options, code);
         failed.iter().for_each(|text| self.diag.error(text));

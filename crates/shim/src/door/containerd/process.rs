@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pintle_core::exit::Exit;
 use pintle_core::wall::WallTime;
 use pintle_sys::pidfd::PidFd;
 use tokio::sync::watch;
@@ -26,12 +25,11 @@ pub(super) enum Phase {
 pub(super) struct ProcessExit {
     pub(super) status: u32,
     pub(super) at: WallTime,
-    pub(super) how: Exit,
 }
 
 impl From<Ended> for ProcessExit {
     fn from(ended: Ended) -> Self {
-        Self { status: u32::try_from(ended.exit.shell_code()).unwrap_or(255), at: ended.at, how: ended.exit }
+        Self { status: u32::try_from(ended.exit.shell_code()).unwrap_or(255), at: ended.at }
     }
 }
 
@@ -52,7 +50,6 @@ pub(super) struct ProcessState {
     pub(super) spec: Vec<u8>,
     /// It is known to have left the runtime's own program behind.
     pub(super) entered: bool,
-    pub(super) created_at: WallTime,
     pub(super) started_at: Option<WallTime>,
 }
 
@@ -78,7 +75,6 @@ impl Process {
             stdio: None,
             spec,
             entered: false,
-            created_at: super::logger::now(),
             started_at: None,
         };
         Self { exec_id: exec_id.into(), wanted, state: Mutex::new(state), changed: watch::channel(()).0 }

@@ -110,7 +110,7 @@ struct Running {
     shared: Arc<Shared>,
     shutdown: Arc<Notify>,
     connections: Arc<AtomicUsize>,
-    native: Native,
+    native: Arc<Native>,
     // Ends the accept loop when dropped.
     _server: Server,
 }
@@ -141,7 +141,7 @@ async fn make(
         creating: Mutex::default(),
         touched: watch::channel(0).0,
     });
-    let native = Native::open(&shared, &args.id, &bundle.0).await;
+    let native = Arc::new(Native::open(&shared, &args.id).await);
     keep_shim(args, bundle, native.dir())?;
     let shutdown = Arc::new(Notify::new());
     let service = Arc::new(TaskService { shared: shared.clone(), shutdown: shutdown.clone() });
@@ -205,7 +205,7 @@ impl Running {
 }
 
 /// A connection that is counted while it is open.
-pub(super) struct Counted {
+struct Counted {
     stream: UnixStream,
     count: Arc<AtomicUsize>,
 }
@@ -239,7 +239,7 @@ impl AsyncWrite for Counted {
 }
 
 /// Accepts for ever; peers that are neither root nor us are turned away.
-pub(super) fn accept(
+fn accept(
     listener: StdListener,
     count: Arc<AtomicUsize>,
     logger: Logger,

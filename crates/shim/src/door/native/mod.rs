@@ -1,8 +1,7 @@
 //! The native door: ttrpc on `monitor.sock`, packets on `stdio.sock` and `attach.sock`, files beside them.
 
-pub(super) mod args;
-pub(super) mod convert;
-pub(super) mod embed;
+mod args;
+mod convert;
 mod guard;
 mod listen;
 mod service;

@@ -63,8 +63,6 @@ pub(super) fn run(args: Args) -> ExitCode {
         return super::upgrade::resume(args, fd);
     }
     daemon::unblock_signals();
-    // Logs are 0640 whoever calls us, and runc hands its own umask on to what it executes in a container.
-    nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
     // A copy, in case it is one of the standard descriptors, which are replaced below.
     let ready =
         args.ready_fd.map(|fd| if fd > 2 { daemon::take_inherited(fd) } else { daemon::duplicate(fd) });
@@ -137,7 +135,7 @@ fn make_dir(path: &Path) -> io::Result<()> {
 }
 
 /// Makes the state directory and its sockets.
-pub(super) fn prepare(args: Args) -> Result<Setup, String> {
+fn prepare(args: Args) -> Result<Setup, String> {
     check_id("container", &args.id).map_err(|e| e.message)?;
     let root = &args.root;
     let shown = root.display();
@@ -345,13 +343,23 @@ impl Shim {
         // Answers under way are written; then connections are closed.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let _ = tokio::time::timeout(Duration::from_secs(2), self.server.disconnect()).await;
-        for name in ["monitor.sock", "stdio.sock", "attach.sock"] {
-            let _ = std::fs::remove_file(self.container.dir.join(name));
+        // After a delete the path may belong to the next container of this id already.
+        if self.dir_is_ours() {
+            for name in ["monitor.sock", "stdio.sock", "attach.sock"] {
+                let _ = std::fs::remove_file(self.container.dir.join(name));
+            }
+            if self.container.lock().spec.is_none() {
+                // Nothing was ever created here.
+                let _ = persist::remove_dir(&self.container.dir);
+            }
         }
-        if self.container.lock().spec.is_none() {
-            // Nothing was ever created here.
-            let _ = persist::remove_dir(&self.container.dir);
-        }
+    }
+
+    /// Whether the path of the state directory still leads to the directory this shim has locked.
+    fn dir_is_ours(&self) -> bool {
+        let locked = nix::sys::stat::fstat(&self.kept.lock);
+        let there = std::fs::symlink_metadata(&self.container.dir);
+        matches!((locked, there), (Ok(a), Ok(b)) if a.st_dev == b.dev() && a.st_ino == b.ino())
     }
 
     fn stop_listening(&mut self) {
