@@ -10,6 +10,5 @@ mod execs;
 mod exits;
 mod gates;
 mod logs;
-mod native;
 mod services;
 mod weaknesses;

@@ -6,7 +6,8 @@ use crate::{
     SpawnConfig,
     oci::{CgroupManager, Container, Error, Result, fs},
 };
-use std::{ffi::OsString, path::Path};
+use pintle_sys::pidfd::PidFd;
+use std::{ffi::OsString, path::Path, time::Duration};
 
 impl ShimBackend {
     pub(super) async fn create_container(&self, container: &Container, cgroup_parent: &str) -> Result<()> {
@@ -130,13 +131,20 @@ impl ShimBackend {
     }
 
     async fn remove_by_shim(&self, monitor: &Monitor) -> crate::Result<()> {
+        let process = monitor.info().await.ok().and_then(|info| PidFd::open(info.pid).ok());
         match monitor.delete(true).await {
             // It never had a container, or has forgotten it already.
             Err(error)
                 if matches!(error.kind(), Some(ErrorKind::NotFound | ErrorKind::FailedPrecondition)) => {}
             other => drop(other?),
         }
-        monitor.shutdown(true).await
+        monitor.shutdown(true).await?;
+        // Its cgroup is empty only when it has gone; not longer than that, should it be held up.
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        while process.as_ref().is_some_and(|p| !p.has_ended()) && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
     }
 
     pub(super) async fn delete_container(&self, container: &Container) -> Result<()> {
