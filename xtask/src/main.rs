@@ -3,6 +3,7 @@
 //! Each task is a module with one `run`; this file only chooses. Nothing here is linked into what is
 //! shipped, and nothing here depends on the crates it builds.
 
+mod api_check;
 mod bench;
 mod build;
 mod ci;
@@ -37,6 +38,7 @@ usage: cargo xtask TASK [options]
   nostd                         build the core for a machine without an operating system
   tidy                          house rules that neither the compiler nor clippy knows
   spec-check                    every promise of docs/SPECIFICATION.md names a proof that exists
+  api-check                     every row of docs/runtime-api.md names an item and a test that exist
   packages [--print]            install the distribution packages that tests need
   soak [--minutes N] [--seed S] [--life K] [--jobs N] [--verbose] [--release]
                                 random lives of containers with random faults, judged by a model
@@ -46,6 +48,7 @@ usage: cargo xtask TASK [options]
 
 fn dispatch(task: &str, args: Vec<std::ffi::OsString>) -> Result<()> {
     match task {
+        "api-check" => api_check::run(&sh::root()),
         "test" => test::run(args),
         "bench" => bench::run(args),
         "ci" => ci::run(args),
