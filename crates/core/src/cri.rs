@@ -3,33 +3,121 @@
 //! A record never holds more than one line feed, and it is its last byte: a file of records can be cut at any line
 //! feed. `F` ends a line, `P` is a piece of one that goes on in the next record of the same stream.
 
-use crate::line::{Stream, segments};
+use crate::line::{MAX_RECORD, Stream};
 use crate::time::STAMP_LEN;
 use alloc::vec::Vec;
 
 /// Bytes before the content: timestamp, blank, stream, blank, tag, blank.
 pub const PREFIX_LEN: usize = STAMP_LEN + 10;
 
+/// Records up to this content length are put together on the stack.
+const SHORT: usize = 512;
+/// Size of that place.
+const BLOCK: usize = 4096;
+/// Content up to this length is copied as this many bytes, which is one instruction or two; what is too much is
+/// overwritten by the next record.
+const TINY: usize = 32;
+
 /// Appends the records of one chunk to `out`; all of them get the same timestamp, that of the read.
 pub fn encode(out: &mut Vec<u8>, stamp: &[u8; STAMP_LEN], stream: Stream, chunk: &[u8]) {
-    let mut prefix = [b' '; PREFIX_LEN];
-    for (to, from) in
-        prefix.iter_mut().zip(stamp.iter().chain(b" ").chain(stream.name().as_bytes()).chain(b" F "))
-    {
-        *to = *from;
+    encode_some(out, stamp, stream, chunk, usize::MAX);
+}
+
+/// Like [`encode`], but stops after the record with which `out` has `limit` bytes or more (and some more: a block). Returns
+/// how much of the chunk it has encoded; what is left begins where a record does.
+pub fn encode_some(
+    out: &mut Vec<u8>,
+    stamp: &[u8; STAMP_LEN],
+    stream: Stream,
+    chunk: &[u8],
+    limit: usize,
+) -> usize {
+    let mut writer = Writer::new(out, stamp, stream);
+    let mut start = 0;
+    for end in memchr::memchr_iter(b'\n', chunk) {
+        while end + 1 - start > MAX_RECORD {
+            writer.put(chunk, start, MAX_RECORD, false);
+            start += MAX_RECORD;
+        }
+        writer.put(chunk, start, end + 1 - start, true);
+        start = end + 1;
+        if writer.out.len() >= limit {
+            break;
+        }
     }
-    // Room for short lines; longer buffers grow once and stay for the next chunk.
-    out.reserve(chunk.len() + PREFIX_LEN + 1);
-    for segment in segments(chunk) {
-        if let Some(tag) = prefix.get_mut(PREFIX_LEN - 2) {
-            *tag = if segment.complete { b'F' } else { b'P' };
+    while start < chunk.len() && writer.out.len() < limit {
+        // Only the unterminated end of the chunk is left, unless the limit was reached.
+        let len = (chunk.len() - start).min(MAX_RECORD);
+        writer.put(chunk, start, len, false);
+        start += len;
+    }
+    writer.flush();
+    start
+}
+
+/// Puts short records together where the compiler knows the sizes, and appends them by the block.
+struct Writer<'a> {
+    out: &'a mut Vec<u8>,
+    prefix: [[u8; PREFIX_LEN]; 2],
+    block: [u8; BLOCK],
+    used: usize,
+}
+
+impl<'a> Writer<'a> {
+    fn new(out: &'a mut Vec<u8>, stamp: &[u8; STAMP_LEN], stream: Stream) -> Self {
+        let mut prefix = [[b' '; PREFIX_LEN]; 2];
+        for (prefix, tag) in prefix.iter_mut().zip([b" P ", b" F "]) {
+            let text = stamp.iter().chain(b" ").chain(stream.name().as_bytes()).chain(tag);
+            for (to, from) in prefix.iter_mut().zip(text) {
+                *to = *from;
+            }
         }
-        out.reserve(PREFIX_LEN + segment.bytes.len() + 1);
-        out.extend_from_slice(&prefix);
-        out.extend_from_slice(segment.bytes);
-        if !segment.complete {
-            out.push(b'\n');
+        Self { out, prefix, block: [0; BLOCK], used: 0 }
+    }
+
+    fn put(&mut self, chunk: &[u8], start: usize, len: usize, complete: bool) {
+        let prefix = if complete { &self.prefix[1] } else { &self.prefix[0] };
+        let Some(content) = chunk.get(start..start + len) else { return };
+        if len <= SHORT {
+            if self.used + PREFIX_LEN + SHORT + 1 > BLOCK {
+                self.flush();
+            }
+            let prefix = if complete { &self.prefix[1] } else { &self.prefix[0] };
+            let at = self.used + PREFIX_LEN;
+            if let Some(to) = self.block.get_mut(self.used..at) {
+                to.copy_from_slice(prefix);
+            }
+            let tiny = chunk.get(start..start + TINY).filter(|_| len <= TINY);
+            match (tiny, self.block.get_mut(at..at + TINY)) {
+                (Some(from), Some(to)) => to.copy_from_slice(from),
+                _ => {
+                    if let Some(to) = self.block.get_mut(at..at + len) {
+                        to.copy_from_slice(content);
+                    }
+                }
+            }
+            self.used = at + len;
+            if !complete {
+                if let Some(to) = self.block.get_mut(self.used) {
+                    *to = b'\n';
+                }
+                self.used += 1;
+            }
+            return;
         }
+        let prefix = *prefix;
+        self.flush();
+        self.out.reserve(PREFIX_LEN + len + 1);
+        self.out.extend_from_slice(&prefix);
+        self.out.extend_from_slice(content);
+        if !complete {
+            self.out.push(b'\n');
+        }
+    }
+
+    fn flush(&mut self) {
+        self.out.extend_from_slice(self.block.get(..self.used).unwrap_or_default());
+        self.used = 0;
     }
 }
 
@@ -179,6 +267,38 @@ mod tests {
                 prop_assert_eq!(want, &input);
             }
             prop_assert_eq!(payload(&out).0, chunks.iter().map(|c| c.1.len() as u64).sum::<u64>());
+        }
+
+        #[test]
+        fn a_limit_only_cuts(
+            chunk in proptest::collection::vec(prop_oneof![30 => any::<u8>(), 1 => Just(b'\n')], 0..30_000),
+            limit in 0usize..40_000,
+        ) {
+            let mut whole = Vec::new();
+            encode(&mut whole, STAMP, Stream::Stdout, &chunk);
+            let (mut pieces, mut at) = (Vec::new(), 0);
+            while at < chunk.len() {
+                let mut out = Vec::new();
+                let n = encode_some(&mut out, STAMP, Stream::Stdout, &chunk[at..], limit.max(1));
+                prop_assert!(n > 0 && out.len() <= limit.max(1) + MAX_RECORD + BLOCK + PREFIX_LEN + 1);
+                pieces.extend_from_slice(&out);
+                at += n;
+            }
+            prop_assert_eq!(pieces, whole);
+        }
+
+        /// The plain way to write it.
+        #[test]
+        fn equals_the_plain_encoding(chunk in proptest::collection::vec(prop_oneof![30 => any::<u8>(), 1 => Just(b'\n')], 0..20_000)) {
+            let (mut fast, mut plain) = (Vec::new(), Vec::new());
+            encode(&mut fast, STAMP, Stream::Stderr, &chunk);
+            for segment in crate::line::segments(&chunk) {
+                plain.extend_from_slice(STAMP);
+                plain.extend_from_slice(if segment.complete { b" stderr F " } else { b" stderr P " });
+                plain.extend_from_slice(segment.bytes);
+                if !segment.complete { plain.push(b'\n'); }
+            }
+            prop_assert_eq!(fast, plain);
         }
 
         #[test]

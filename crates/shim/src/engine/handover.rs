@@ -125,13 +125,13 @@ impl Hub {
         let mut outputs = Vec::new();
         for output in &state.outputs {
             outputs.push(OutputState { stderr: output.stream == Stream::Stderr, tty: output.tty });
-            fds.push(output.fd.get_ref().try_clone()?);
+            fds.push(output.fd.try_clone()?);
         }
-        let stdin = match (&state.stdin, &state.terminal) {
-            (Stdin::Pending, _) => StdinState::Pending,
-            (Stdin::Closed, _) => StdinState::Closed,
-            (Stdin::Open(fd), Some(terminal)) if Arc::ptr_eq(fd, terminal) => StdinState::Terminal,
-            (Stdin::Open(fd), _) => {
+        let stdin = match &state.stdin {
+            Stdin::Pending => StdinState::Pending,
+            Stdin::Closed => StdinState::Closed,
+            Stdin::Terminal(_) => StdinState::Terminal,
+            Stdin::Open(fd) => {
                 fds.push(fd.get_ref().try_clone()?);
                 StdinState::Pipe
             }

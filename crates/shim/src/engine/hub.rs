@@ -19,7 +19,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
@@ -116,7 +115,7 @@ pub(super) struct State {
     pub(super) next_id: u64,
     pub(super) stdin: Stdin,
     pub(super) source: Option<super::stdin::Source>,
-    pub(super) terminal: Option<Arc<AsyncFd<OwnedFd>>>,
+    pub(super) terminal: Option<Arc<OwnedFd>>,
     pub(super) size: Option<(u16, u16)>,
     pub(super) listeners: Vec<super::attach::Listener>,
     pub(super) counters: Counters,
@@ -199,8 +198,7 @@ impl Hub {
     /// An error if the descriptor cannot be watched.
     pub fn add_output(self: &Arc<Self>, stream: Stream, fd: OwnedFd) -> io::Result<()> {
         pintle_sys::bytes::set_nonblocking(fd.as_fd(), true)?;
-        self.start_output(stream, Arc::new(async_fd(fd, Interest::READABLE)?), false);
-        Ok(())
+        self.start_output(stream, Arc::new(fd), false)
     }
 
     /// Makes a terminal's master the process's stdout and, if the hub has stdin, its stdin. A remembered size is set.
@@ -209,7 +207,9 @@ impl Hub {
     /// An error if the descriptor cannot be watched. A size that cannot be set is only logged.
     pub fn set_terminal(self: &Arc<Self>, master: OwnedFd) -> io::Result<()> {
         pintle_sys::bytes::set_nonblocking(master.as_fd(), true)?;
-        let master = Arc::new(async_fd(master, Interest::READABLE | Interest::WRITABLE)?);
+        let master = Arc::new(master);
+        // Both sides are waited for apart from each other, as two descriptors of one terminal.
+        let input = async_fd(master.try_clone()?, Interest::WRITABLE)?;
         {
             let mut state = self.lock();
             if let Some((rows, cols)) = state.size {
@@ -219,12 +219,11 @@ impl Hub {
             }
             state.terminal = Some(Arc::clone(&master));
             if matches!(state.stdin, Stdin::Pending) {
-                state.stdin = Stdin::Open(Arc::clone(&master));
+                state.stdin = Stdin::Terminal(Arc::new(input));
             }
         }
         self.input.notify_waiters();
-        self.start_output(Stream::Stdout, master, true);
-        Ok(())
+        self.start_output(Stream::Stdout, master, true)
     }
 
     /// Sets the size of the terminal, or remembers it for when there is one; the last one counts.

@@ -12,7 +12,7 @@ use pintle_core::queue::Verdict;
 use pintle_sys::watch::{Timer, read_counter};
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -36,9 +36,24 @@ const BURST: u64 = 1 << 20;
 pub(super) struct Output {
     pub(super) id: u64,
     pub(super) stream: Stream,
-    pub(super) fd: Arc<AsyncFd<OwnedFd>>,
+    pub(super) fd: Arc<OwnedFd>,
     pub(super) tty: bool,
     pub(super) task: Option<AbortHandle>,
+}
+
+/// A stream's descriptor as epoll sees it: watched only while the pump waits for it.
+struct Shared(Arc<OwnedFd>);
+
+impl AsRawFd for Shared {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Shared {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// Memory of the pumps.
@@ -95,38 +110,73 @@ pub struct Drained {
 }
 
 impl Hub {
-    pub(super) fn start_output(self: &Arc<Self>, stream: Stream, fd: Arc<AsyncFd<OwnedFd>>, tty: bool) {
+    pub(super) fn start_output(
+        self: &Arc<Self>,
+        stream: Stream,
+        fd: Arc<OwnedFd>,
+        tty: bool,
+    ) -> io::Result<()> {
+        let watch = async_fd(Shared(Arc::clone(&fd)), Interest::READABLE)?;
         let id = {
             let mut state = self.lock();
             let id = state.next_id;
             state.next_id += 1;
-            state.outputs.push(Output { id, stream, fd: Arc::clone(&fd), tty, task: None });
+            state.outputs.push(Output { id, stream, fd, tty, task: None });
             id
         };
-        let task = tokio::spawn(Arc::clone(self).pump(id, stream, fd)).abort_handle();
+        let task = tokio::spawn(Arc::clone(self).pump(id, stream, watch)).abort_handle();
         if let Some(output) = self.lock().outputs.iter_mut().find(|o| o.id == id) {
             output.task = Some(task);
         }
+        Ok(())
     }
 
-    async fn pump(self: Arc<Self>, id: u64, stream: Stream, fd: Arc<AsyncFd<OwnedFd>>) {
+    async fn pump(self: Arc<Self>, id: u64, stream: Stream, watch: AsyncFd<Shared>) {
+        let fd = Arc::clone(&watch.get_ref().0);
+        let mut watch = Some(watch);
         let origin = Instant::now();
         let mut batcher = Batcher::new();
         let mut timer: Option<AsyncFd<Timer>> = None;
+        // After a pause there is likely something, and asking costs less than waiting.
+        let mut paused = false;
         loop {
             self.wait_for_room(stream).await;
-            let Ok(mut ready) = fd.readable().await else { break };
+            let ready = match (&watch, std::mem::take(&mut paused)) {
+                (Some(watch), false) => match watch.readable().await {
+                    Ok(ready) => Some(ready),
+                    Err(_) => break,
+                },
+                (None, false) => match async_fd(Shared(Arc::clone(&fd)), Interest::READABLE) {
+                    Ok(again) => {
+                        watch = Some(again);
+                        continue;
+                    }
+                    Err(error) => {
+                        // No memory for an epoll entry; look again as if it were a pause.
+                        tracing::warn!("watch output: {error}");
+                        tokio::time::sleep(HANGUP).await;
+                        paused = true;
+                        continue;
+                    }
+                },
+                (_, true) => None,
+            };
             let (turn, bytes) = self.turn(id);
-            match turn {
-                Turn::End => break,
-                Turn::Empty => ready.clear_ready(),
-                Turn::More => {
-                    drop(ready);
+            match (turn, ready) {
+                (Turn::End, _) => break,
+                (Turn::Empty, Some(mut ready)) => ready.clear_ready(),
+                (Turn::Empty, None) if bytes == 0 => continue,
+                (Turn::Empty, None) => {}
+                (Turn::More, ready) => {
+                    paused = ready.is_none();
                     tokio::task::yield_now().await;
                     continue;
                 }
-                Turn::Full => continue,
-                Turn::Hangup => {
+                (Turn::Full, ready) => {
+                    paused = ready.is_none();
+                    continue;
+                }
+                (Turn::Hangup, _) => {
                     if self.lock().exited || self.config.hangup_is_end {
                         break;
                     }
@@ -139,24 +189,17 @@ impl Hub {
                     continue;
                 }
             }
-            if let Some(pause) = batcher.after_read(origin.elapsed(), bytes) {
-                drop(ready);
-                if timer.is_none() {
-                    timer = Timer::new().and_then(|timer| async_fd(timer, Interest::READABLE)).ok();
+            match batcher.after_read(origin.elapsed(), bytes) {
+                Some(pause) => {
+                    // While it is watched, every write of the other side wakes us: no pause at all.
+                    watch = None;
+                    paused = wait(&mut timer, pause).await;
                 }
-                if let Some(timer) = &timer {
-                    if timer.get_ref().set(pause).is_ok() {
-                        if let Ok(mut rung) = timer.readable().await {
-                            let _ = read_counter(timer.get_ref().as_fd());
-                            rung.clear_ready();
-                        }
-                    }
-                }
-            } else if timer.is_some() && !batcher.is_active() {
-                timer = None;
+                None if !batcher.is_active() => timer = None,
+                None => {}
             }
         }
-        drop(fd);
+        drop((watch, fd));
         self.flushed(stream).await;
         self.end_output(id);
     }
@@ -249,11 +292,14 @@ impl Hub {
     }
 
     /// Hands over output of the process that was read elsewhere; what the hub reads afterwards follows it.
-    pub fn inject(self: &Arc<Self>, stream: Stream, data: &[u8]) {
+    pub fn inject(self: &Arc<Self>, stream: Stream, bytes: &[u8]) {
         {
             let mut state = self.lock();
-            state.deliver(stream, data, &mut Vec::new());
-            state.counters.read[stream.index()] += data.len() as u64;
+            let mut scratch = Vec::new();
+            for piece in bytes.chunks(READ) {
+                state.deliver(stream, piece, &mut scratch);
+            }
+            state.counters.read[stream.index()] += bytes.len() as u64;
         }
         self.progress.notify_waiters();
         self.flush_clients();
@@ -355,12 +401,12 @@ impl Hub {
         self.lock().counters.read.iter().sum()
     }
 
-    fn open_outputs(&self) -> Vec<Arc<AsyncFd<OwnedFd>>> {
+    fn open_outputs(&self) -> Vec<Arc<OwnedFd>> {
         self.lock().outputs.iter().map(|o| Arc::clone(&o.fd)).collect()
     }
 
     /// True if nothing can be read from any of these now, and no sink holds anything back.
-    fn is_empty(&self, outputs: &[Arc<AsyncFd<OwnedFd>>]) -> bool {
+    fn is_empty(&self, outputs: &[Arc<OwnedFd>]) -> bool {
         let idle = !outputs.iter().any(|fd| pintle_sys::bytes::is_readable(fd.as_fd()));
         let state = self.lock();
         idle && Stream::ALL.iter().all(|stream| !state.sinks.iter().any(|sink| sink.is_holding(*stream)))
@@ -390,6 +436,21 @@ impl Hub {
     }
 }
 
+/// Waits for a pause of less than a millisecond; true if it could.
+async fn wait(timer: &mut Option<AsyncFd<Timer>>, pause: Duration) -> bool {
+    if timer.is_none() {
+        *timer = Timer::new().and_then(|timer| async_fd(timer, Interest::READABLE)).ok();
+    }
+    let Some(timer) = timer else { return false };
+    if timer.get_ref().set(pause).is_err() {
+        return false;
+    }
+    let Ok(mut rung) = timer.readable().await else { return false };
+    let _ = read_counter(timer.get_ref().as_fd());
+    rung.clear_ready();
+    true
+}
+
 impl State {
     fn end_stream(&mut self, stream: Stream) {
         let now = pintle_sys::clock::wall();
@@ -400,13 +461,7 @@ impl State {
         self.tell_end(stream);
     }
 
-    fn read_turn(
-        &mut self,
-        buffers: &mut Buffers,
-        fd: &AsyncFd<OwnedFd>,
-        stream: Stream,
-        tty: bool,
-    ) -> (Turn, usize) {
+    fn read_turn(&mut self, buffers: &mut Buffers, fd: &OwnedFd, stream: Stream, tty: bool) -> (Turn, usize) {
         let Buffers { input, scratch } = buffers;
         input.clear();
         let mut total = 0;
@@ -463,7 +518,7 @@ impl State {
 }
 
 /// Reads until the buffer is full (`More`) or nothing is left. A terminal gives single lines, a pipe all it has.
-fn fill(fd: &AsyncFd<OwnedFd>, input: &mut Vec<u8>, tty: bool, total: &mut usize) -> Turn {
+fn fill(fd: &OwnedFd, input: &mut Vec<u8>, tty: bool, total: &mut usize) -> Turn {
     loop {
         let room = input.capacity() - input.len();
         if room == 0 {

@@ -17,8 +17,10 @@ const READ: usize = 32 * 1024;
 pub(super) enum Stdin {
     /// Not there yet; input waits.
     Pending,
-    /// The write end of its pipe, or the terminal.
+    /// The write end of its pipe.
     Open(Arc<AsyncFd<OwnedFd>>),
+    /// The terminal.
+    Terminal(Arc<AsyncFd<OwnedFd>>),
     /// There is none (any more); input is thrown away.
     Closed,
 }
@@ -175,7 +177,7 @@ impl Hub {
                         return;
                     }
                     (Stdin::Pending, _) | (_, true) => None,
-                    (Stdin::Open(fd), false) => Some(Arc::clone(fd)),
+                    (Stdin::Open(fd) | Stdin::Terminal(fd), false) => Some(Arc::clone(fd)),
                 }
             };
             let Some(fd) = fd else {

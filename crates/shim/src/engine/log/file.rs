@@ -13,6 +13,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+/// Bytes of one write, about: very short lines become many times as long, and memory has a bound.
+const WRITE: usize = 96 * 1024;
+
 /// What reopening does while the path still leads to the current file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReopenPolicy {
@@ -264,9 +267,13 @@ impl LogSink for FileSink {
         if self.torn || self.lost.total() > 0 {
             self.put_marker(&stamp);
         }
-        scratch.clear();
-        cri::encode(scratch, &stamp, chunk.stream, chunk.data);
-        self.put(scratch, losses);
+        let mut rest = chunk.data;
+        while !rest.is_empty() {
+            scratch.clear();
+            let done = cri::encode_some(scratch, &stamp, chunk.stream, rest, WRITE);
+            self.put(scratch, losses);
+            rest = rest.get(done..).unwrap_or_default();
+        }
         self.partial[chunk.stream.index()] = chunk.data.last() != Some(&b'\n');
     }
 
