@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pintle_client::EventKind;
 use pintle_client::oci::{Container, Error, LinuxMemory, LinuxResources, Spec, Status};
-use pintle_tests::{Bundle, parse_cri, wait_for_async};
+use pintle_tests::{Bundle, crun, parse_cri, wait_for_async};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::Place;
@@ -43,6 +43,25 @@ async fn create_and_start_and_delete() {
     place.runtime.delete_container(&container).await.unwrap();
     place.runtime.delete_container(&container).await.expect("deleting twice is harmless");
     assert!(matches!(place.runtime.probe_monitor(&container).await, Err(Error::NoMonitor(_))));
+    place.finish();
+}
+
+#[tokio::test]
+async fn the_same_life_under_crun() {
+    let place = Place::with("crun", crun(), |c| {
+        let handler = c.runtimes.get_mut("runc").unwrap();
+        handler.runtime_root = "/run/crun".into();
+    });
+    let script = "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.05; done";
+    let container = place.running(&Bundle::sh(script)).await;
+    place.logged(&container, "up").await;
+    let command = ["/bin/sh".into(), "-c".into(), "echo in; exit 4".into()];
+    let out = place.runtime.exec_sync_container(&container, &command, Duration::ZERO).await.unwrap().unwrap();
+    assert_eq!((out.stdout.as_slice(), out.exit_code), (&b"in\n"[..], 4));
+    place.runtime.reopen_container_log(&container).await.unwrap();
+    place.runtime.stop_container(&container, Duration::from_secs(1000)).await.unwrap();
+    assert_eq!((container.state().status, container.state().exit_code), (Status::Stopped, Some(3)));
+    place.runtime.delete_container(&container).await.unwrap();
     place.finish();
 }
 
