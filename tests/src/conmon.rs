@@ -92,7 +92,7 @@ impl Conmon {
             id: id.to_string(),
             program: conmon(),
             args: Vec::new(),
-            env: Vec::new(),
+            env: vec![("PINTLE_DIR".into(), dir.join("pintle").into())],
             extra: Vec::new(),
             pipes: Pipes::Packets,
             attach_pipe: false,

@@ -72,7 +72,9 @@ impl Containerd {
         assert!(self.child.is_none(), "containerd runs already");
         let doors = containerd_shim();
         let doors = doors.parent().expect("a directory").to_str().expect("a path in UTF-8");
-        let path = std::env::var("PATH").unwrap_or_default();
+        // A CRIU that knows this kernel, for both shims alike.
+        let newer = crate::newer_criu().and_then(|c| Some(format!("{}:", c.parent()?.display())));
+        let path = format!("{}{}", newer.unwrap_or_default(), std::env::var("PATH").unwrap_or_default());
         self.starts += 1;
         let log = File::create(self.dir.join(format!("log{}", self.starts))).expect("create a log");
         let child = Command::new(require_tool("containerd"))

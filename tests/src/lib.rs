@@ -16,6 +16,7 @@ mod native;
 mod packets;
 mod pty;
 pub mod soak;
+mod taskshim;
 mod tools;
 mod wait;
 
@@ -30,6 +31,7 @@ pub use leftovers::Leftovers;
 pub use native::{Container, Native};
 pub use packets::connect_packets;
 pub use pty::PtyChild;
+pub use taskshim::{Caller, Fifos, Refused, Sink, Start, Task, TaskShim, Told, tally};
 pub use tools::{
     conmon, containerd_shim, crun, door, full, is_cgroup2, newer_criu, pintle, require_tool, runc, runtimes,
     scaled, shim,

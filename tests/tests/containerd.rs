@@ -10,8 +10,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 use pintle_tests::{
-    Containerd, Event, OURS, PEER, PtyChild, eventually, output_within, process_alive, pss_kib, scaled,
-    unique_id, wait_exit, wait_for,
+    Containerd, Event, OURS, PEER, PtyChild, eventually, newer_criu, output_within, process_alive, pss_kib,
+    scaled, unique_id, wait_exit, wait_for,
 };
 
 /// A daemon, and which shim it uses for this scenario.
@@ -512,23 +512,19 @@ const SCENARIOS: &[Scenario] = &[
     }),
     ("checkpoint", |bed| {
         let id = bed.start(&["--null-io"], "sleep 1000");
-        let image = bed.daemon.path().join(unique_id("cp"));
-        let out = bed.daemon.ctr(&["task", "checkpoint", "--image-path", image.to_str().unwrap(), &id]);
-        let works = Command::new("criu").arg("check").output().is_ok_and(|o| o.status.success());
+        let works = newer_criu().is_some_and(|criu| {
+            Command::new(criu).arg("check").stdin(Stdio::null()).output().is_ok_and(|o| o.status.success())
+        });
+        let out = bed.daemon.ctr(&["task", "checkpoint", &id]);
         if works {
             assert!(out.status.success(), "{}", text(&out.stderr));
         } else {
-            // Where CRIU does not run the answer is its failure, and the container goes on.
+            // Where CRIU does not run the answer is its failure.
             assert!(!out.status.success());
-            assert!(
-                text(&out.stderr).contains("OCI runtime checkpoint failed")
-                    || text(&out.stderr).contains("criu"),
-                "{}",
-                text(&out.stderr)
-            );
-            bed.is(&id, "RUNNING");
-            assert_eq!(bed.exec(&id, &[], "true").status.code(), Some(0));
         }
+        // The container goes on either way.
+        bed.is(&id, "RUNNING");
+        assert_eq!(bed.exec(&id, &[], "true").status.code(), Some(0));
         bed.done(&id);
     }),
 ];

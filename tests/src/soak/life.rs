@@ -608,6 +608,32 @@ impl Life {
         Ok(())
     }
 
+    /// Prints what is there after a violation.
+    async fn diagnose(&self) {
+        let monitor = Monitor::at(self.state_dir()).with_timeout(Duration::from_secs(5));
+        match monitor.state().await {
+            Ok(state) => eprintln!("-- state of life {}: {state:?}", self.number),
+            Err(e) => eprintln!("-- state of life {}: {e:?}", self.number),
+        }
+        let record = fs::read_to_string(self.state_dir().join("exit.json"));
+        eprintln!("-- exit record: {}", record.unwrap_or_default());
+        for pid in check::processes_of(&self.id, "") {
+            let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            let line = read("cmdline").replace('\0', " ");
+            let state: Vec<String> = read("status")
+                .lines()
+                .filter(|l| l.starts_with("State") || l.starts_with("VmRSS") || l.starts_with("PPid"))
+                .map(|l| l.replace('\t', " "))
+                .collect();
+            let line: String = line.chars().take(100).collect();
+            eprintln!("-- process {pid}: {line} ({}; waits in {})", state.join(", "), read("wchan"));
+        }
+        if let Ok(text) = fs::read(self.state_dir().join("shim.log")) {
+            let text = String::from_utf8_lossy(&text[text.len().saturating_sub(4000)..]).into_owned();
+            eprintln!("-- shim.log: {text}");
+        }
+    }
+
     /// Clears away and proves that nothing is left.
     pub(super) async fn finish(mut self) -> Report {
         self.stalled.clear();
@@ -634,8 +660,8 @@ impl Life {
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-        } else if let Ok(text) = fs::read_to_string(self.state_dir().join("shim.log")) {
-            eprintln!("-- shim.log of life {}:\n{}", self.number, &text[text.len().saturating_sub(4000)..]);
+        } else {
+            self.diagnose().await;
         }
         if !self.report.violations.is_empty() {
             check::kill_all(&self.id);

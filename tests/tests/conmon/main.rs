@@ -10,5 +10,6 @@ mod execs;
 mod exits;
 mod gates;
 mod logs;
+mod native;
 mod services;
 mod weaknesses;

@@ -115,6 +115,7 @@ impl World {
             .env("CONTAINERS_CONF", self.dir.join("containers.conf"))
             .env("CONTAINERS_STORAGE_CONF", self.dir.join("storage.conf"))
             .env("TMPDIR", "/tmp")
+            .env("PINTLE_DIR", self.dir.join("pintle"))
             .env_remove("NOTIFY_SOCKET")
             .args(["--tmpdir", &self.dir.join("tmp").display().to_string()])
             .args(args)

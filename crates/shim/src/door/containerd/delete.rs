@@ -24,6 +24,7 @@ use super::logger::now;
 use super::mounts;
 use super::options::Options;
 use super::paths::Bundle;
+use super::runtime::known_below;
 
 /// How long a server may take to go by itself.
 const GRACE: Duration = Duration::from_millis(1500);
@@ -107,7 +108,7 @@ fn end_server(shim: &ShimFile) {
 fn delete_container(options: &Options, namespace: &str, id: &str) -> Result<(), String> {
     let root = options.state_root(namespace);
     // Nothing below the root: the usual case, after a clean end.
-    if !Path::new(&root).join(id).exists() {
+    if !known_below(Path::new(&root), id) {
         return Ok(());
     }
     let global = GlobalArgs {
@@ -124,7 +125,7 @@ fn delete_container(options: &Options, namespace: &str, id: &str) -> Result<(), 
     let end = Instant::now() + RUNTIME_LIMIT;
     loop {
         match child.try_wait().map_err(|e| format!("wait for runtime {}: {e}", options.binary))? {
-            Some(status) if status.success() || !Path::new(&root).join(id).exists() => return Ok(()),
+            Some(status) if status.success() || !known_below(Path::new(&root), id) => return Ok(()),
             Some(status) => return Err(format!("runtime {} delete {id}: {status}", options.binary)),
             None if Instant::now() >= end => {
                 let _ = child.kill();

@@ -9,6 +9,7 @@ use pintle_core::runtime::RuntimeOp;
 use pintle_proto::containerd::task_events::{TaskDelete, TaskStart};
 use pintle_sys::atomic::{Durability, write};
 use pintle_sys::clock;
+use pintle_sys::pidfd::PidFd;
 use tokio::time::timeout;
 
 use super::container::{Container, DRAIN, Freeze, QUIET, Restore, SETTLE, lock, path_bytes, phase_word};
@@ -122,9 +123,7 @@ impl Container {
             }
         }
         if !self.private_pids {
-            if let Err(e) = self.try_op(&RuntimeOp::Kill { signal: libc::SIGKILL, all: true }).await {
-                self.shared.logger.debug(format!("kill what init left: {e}"));
-            }
+            self.kill_the_rest().await;
         }
         // Clients of execs hang if the container is gone before their process.
         self.until(|s| s.active == 0).await;
@@ -156,6 +155,17 @@ impl Container {
         self.init.notify();
         self.notify();
         self.shared.touched.send_modify(|n| *n += 1);
+    }
+
+    /// Processes of a container without a pid namespace of its own do not end with init.
+    async fn kill_the_rest(&self) {
+        let Err(e) = self.try_op(&RuntimeOp::Kill { signal: libc::SIGKILL, all: true }).await else { return };
+        self.shared.logger.debug(format!("kill what init left: {e}"));
+        // Some runtimes refuse this for a container whose init is gone.
+        for pid in self.cgroups().pids() {
+            // Gone meanwhile, which is what is wanted.
+            let _ = PidFd::open(pid).and_then(|held| held.signal(libc::SIGKILL));
+        }
     }
 
     /// For `delete`, should this process die before Delete is asked for.

@@ -25,7 +25,20 @@ pub(super) fn cli(
 
 /// Whether the runtime still knows the container.
 pub(super) fn known(cli: &RuntimeCli, id: &str) -> bool {
-    cli.config().root.as_deref().unwrap_or(Path::new("/run/runc")).join(id).exists()
+    known_below(cli.config().root.as_deref().unwrap_or(Path::new("/run/runc")), id)
+}
+
+/// Whether there is state of a container below a runtime's root: a directory of its name for most, files whose names
+/// begin with it for some.
+pub(super) fn known_below(root: &Path, id: &str) -> bool {
+    if root.join(id).exists() {
+        return true;
+    }
+    let Ok(entries) = std::fs::read_dir(root) else { return false };
+    entries.flatten().any(|e| {
+        let name = e.file_name();
+        name.to_str().and_then(|n| n.strip_prefix(id)).is_some_and(|rest| rest.starts_with(['_', '.', ':']))
+    })
 }
 
 /// The words of a failure. Docker and others look for parts of them, so the runtime's own text stays whole.

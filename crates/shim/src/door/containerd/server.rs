@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener as StdListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -45,15 +45,8 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
     let logger = Logger::open(&bundle.log(), args.debug, &args.namespace, &args.id);
     detach(&logger)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let done = match runtime {
-        Ok(runtime) => runtime.block_on(serve(args, bundle, logger, listener, said)),
-        Err(e) => Err(format!("start the event loop: {e}")),
-    };
-    if let Some(path) = Some(Path::new(&args.socket)).filter(|p| !p.as_os_str().is_empty()) {
-        // `delete` may have been first.
-        let _ = std::fs::remove_file(path);
-    }
-    done
+    let runtime = runtime.map_err(|e| format!("start the event loop: {e}"))?;
+    runtime.block_on(serve(args, bundle, logger, listener, said))
 }
 
 /// The socket is standard input, so that no descriptor number has to be trusted.
@@ -99,10 +92,14 @@ async fn serve(
     drop(said);
     let running = made?;
     running.until_end(&logger).await;
-    // Told first: `delete` may run at once and must not take us for hung.
+    // All names go first: `delete` may run at once and must not take us for hung, and while the last events are on
+    // their way a new container may come under the same id. What is gone already, `delete` took.
     let _ = std::fs::remove_file(bundle.shim());
-    running.shared.publisher.flush(FLUSH).await;
+    if !args.socket.is_empty() {
+        let _ = std::fs::remove_file(&args.socket);
+    }
     running.native.close();
+    running.shared.publisher.flush(FLUSH).await;
     Ok(())
 }
 
