@@ -1,5 +1,6 @@
 //! The groups of measurements; each is a function that adds series to the report.
 
+pub(crate) mod containerd;
 pub(crate) mod exec;
 pub(crate) mod log;
 pub(crate) mod memory;
@@ -31,6 +32,7 @@ pub(crate) const GROUPS: &[Group] = &[
     ("size", start::size),
     ("memory", memory::idle),
     ("burst", memory::burst),
+    ("containerd", containerd::memory_of_shims),
     ("startup", start::startup),
     ("exec", exec::exec),
     ("exit", start::exit),

@@ -1,0 +1,166 @@
+//! Memory of many containers under one containerd: our shim, Debian's Go shim, and the Rust shim where it was built.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::Scale;
+use crate::{
+    lab::{Lab, find, until},
+    measure::memory,
+    report::Report,
+};
+
+/// A containerd of this lab's own; ended when dropped.
+struct Daemon {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Daemon {
+    fn start(lab: &Lab) -> Result<Daemon> {
+        let dir = lab.dir.join("containerd");
+        fs::create_dir_all(dir.join("bin"))?;
+        let socket = dir.join("c.sock");
+        let config = dir.join("config.toml");
+        let text = format!(
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\n  address = \"{0}/c.sock\"\n[ttrpc]\n  address = \"{0}/c.sock.ttrpc\"\n",
+            dir.display()
+        );
+        fs::write(&config, text)?;
+        // containerd finds shims in PATH by the name of the runtime.
+        if let Some(rust) = rust_shim(lab) {
+            let _ = std::os::unix::fs::symlink(rust, dir.join("bin/containerd-shim-rustrunc-v2"));
+        }
+        let path = format!(
+            "{}:{}:{}",
+            lab.dist.display(),
+            dir.join("bin").display(),
+            std::env::var("PATH").unwrap_or_default()
+        );
+        let log = fs::File::create(dir.join("log"))?;
+        let child = Command::new(find("containerd")?)
+            .arg("--config")
+            .arg(&config)
+            .env("PATH", path)
+            .env("PINTLE_DIR", super::native::state_dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        let daemon = Daemon { child, socket };
+        until(Duration::from_secs(60), || Ok(daemon.ctr(&["version"]).is_ok().then_some(())))
+            .context("containerd answers")?;
+        Ok(daemon)
+    }
+
+    fn ctr(&self, args: &[&str]) -> Result<()> {
+        let out = Command::new(find("ctr")?)
+            .arg("--address")
+            .arg(&self.socket)
+            .args(args)
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(out.status.success(), "ctr {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr));
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(self.child.id() as i32),
+            nix::sys::signal::Signal::SIGTERM,
+        );
+        let _ = self.child.wait();
+    }
+}
+
+/// The Rust shim, if `cargo xtask bench` has built it beside our release programs.
+fn rust_shim(lab: &Lab) -> Option<PathBuf> {
+    let path = lab.dist.parent()?.join("rust-shim/bin/containerd-shim-runc-v2-rs");
+    path.is_file().then_some(path)
+}
+
+/// The pid of the shim that serves `id`.
+fn shim_of(id: &str) -> Result<u32> {
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
+        let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
+        let shim = words.first().is_some_and(|w| {
+            Path::new(&*String::from_utf8_lossy(w))
+                .file_name()
+                .is_some_and(|n| n.to_string_lossy().starts_with("containerd-shim-"))
+        });
+        if shim && words.windows(2).any(|w| w[0] == b"-id" && w[1] == id.as_bytes()) {
+            return Ok(pid);
+        }
+    }
+    anyhow::bail!("no shim serves {id}")
+}
+
+/// The sum over all shims of each kind.
+pub(crate) fn memory_of_shims(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
+    nix::unistd::sync();
+    let n = scale.of(50, 5);
+    let daemon = Daemon::start(lab)?;
+    let mut kinds = vec![("go shim", "io.containerd.runc.v2"), ("pintle", "io.containerd.pintle.v2")];
+    if rust_shim(lab).is_some() {
+        kinds.insert(1, ("rust shim", "io.containerd.rustrunc.v2"));
+    }
+    let rootfs = lab.dir.join("rootfs").display().to_string();
+    for (who, runtime) in kinds {
+        let ids: Vec<String> =
+            (0..n).map(|i| format!("pb{}-{}-{i}", std::process::id(), who.replace(' ', ""))).collect();
+        for id in &ids {
+            daemon.ctr(&[
+                "run",
+                "-d",
+                "--null-io",
+                "--rootfs",
+                "--runtime",
+                runtime,
+                &rootfs,
+                id,
+                "/bin/sleep",
+                "100000",
+            ])?;
+        }
+        std::thread::sleep(Duration::from_secs(5));
+        let (mut pss, mut dirty) = (0.0, 0.0);
+        for id in &ids {
+            let one = memory(shim_of(id)?)?;
+            pss += one.pss;
+            dirty += one.private_dirty;
+        }
+        report.add("containerd", format!("{n} containers: PSS of all shims"), "kB", who, vec![pss]);
+        report.add(
+            "containerd",
+            format!("{n} containers: Private_Dirty of all shims"),
+            "kB",
+            who,
+            vec![dirty],
+        );
+        for id in &ids {
+            let _ = daemon.ctr(&["task", "kill", "-s", "9", id]);
+        }
+        for id in &ids {
+            until(Duration::from_secs(30), || Ok(daemon.ctr(&["task", "delete", id]).is_ok().then_some(())))?;
+            daemon.ctr(&["container", "delete", id])?;
+        }
+    }
+    let case = format!("{n} containers: PSS of all shims");
+    let ratio = report
+        .value("containerd", &case, "pintle", 0.5)
+        .zip(report.value("containerd", &case, "go shim", 0.5))
+        .map(|(a, b)| a / b);
+    report.goal("PSS of all shims over the Go shim's", ratio, 0.25, false, "x");
+    Ok(())
+}
