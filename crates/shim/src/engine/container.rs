@@ -295,6 +295,8 @@ impl Container {
         let kind = if restored { EventKind::Restored } else { EventKind::Created };
         self.events.push(kind, "", pid, None, &[]);
         self.supervise(exit);
+        // Reading config.json and the runtime's log took more than will be needed again soon.
+        pintle_sys::mem::trim();
         Ok((pid, pid_start))
     }
 

@@ -223,15 +223,15 @@ impl Reader {
 
     /// One read; waits for ever once the stream has ended.
     async fn fill(&mut self, output: &Output) {
+        let Some(fd) = &self.fd else { return std::future::pending().await };
+        let ready = fd.readable().await;
+        // Not before the wait: it would be part of the future, and that is moved about on the stack.
         let mut buffer = [0u8; 16 * 1024];
-        let read = match &self.fd {
-            None => return std::future::pending().await,
-            Some(fd) => match fd.readable().await {
-                Err(_) => Ok(0),
-                Ok(mut ready) => match ready.try_io(|fd| Ok(nix::unistd::read(fd.get_ref(), &mut buffer)?)) {
-                    Err(_would_block) => return,
-                    Ok(read) => read,
-                },
+        let read = match ready {
+            Err(_) => Ok(0),
+            Ok(mut ready) => match ready.try_io(|fd| Ok(nix::unistd::read(fd.get_ref(), &mut buffer)?)) {
+                Err(_would_block) => return,
+                Ok(read) => read,
             },
         };
         match read {
