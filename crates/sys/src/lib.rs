@@ -16,6 +16,7 @@ pub mod pidfd;
 pub mod process;
 pub mod pty;
 pub mod seqpacket;
+pub mod signals;
 pub mod startup;
 pub mod watch;
 pub mod zone;

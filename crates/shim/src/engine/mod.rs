@@ -24,6 +24,7 @@ pub mod reap;
 pub mod record;
 pub mod rundown;
 pub mod runtime;
+pub mod signal;
 pub mod spec;
 pub mod stats;
 mod stdin;

@@ -15,7 +15,6 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::Interest;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 /// Ends kept for pids that nobody watches yet.
@@ -123,7 +122,7 @@ impl Reaper {
     /// As `prctl` and as registering the signal handler.
     pub fn start() -> io::Result<Self> {
         process::set_subreaper()?;
-        let mut sigchld = signal(SignalKind::child())?;
+        let mut sigchld = super::signal::signal(libc::SIGCHLD)?;
         let reaper = Self { table: Arc::default() };
         // Children may have ended before the handler was there (after an upgrade).
         reaper.collect();

@@ -17,7 +17,6 @@ use pintle_core::sync::{Key, MESSAGE_MAX};
 use pintle_sys::{clock, disposition};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::boot::{Boot, drop_stdio};
@@ -37,6 +36,7 @@ use crate::engine::oom::OomWatch;
 use crate::engine::pump::DrainPolicy;
 use crate::engine::ready::async_fd;
 use crate::engine::reap::{ExitWatch, Reaper};
+use crate::engine::signal::{Signal as SignalStream, signal};
 
 /// What callers match when a command ran out of time.
 const TIMED_OUT: &str = "command timed out";
@@ -489,11 +489,7 @@ impl Forwarded {
     fn new() -> io::Result<Self> {
         // The handlers are chained: the one that ends the process must be gone first.
         disposition::reset(Signal::SIGTERM)?;
-        Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-            quit: signal(SignalKind::quit())?,
-        })
+        Ok(Self { term: signal(libc::SIGTERM)?, int: signal(libc::SIGINT)?, quit: signal(libc::SIGQUIT)? })
     }
 
     async fn next(&mut self) -> Signal {

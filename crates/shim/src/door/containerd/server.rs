@@ -15,7 +15,6 @@ use pintle_sys::atomic::{Durability, write};
 use pintle_sys::{peer, process};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
@@ -29,6 +28,7 @@ use super::paths::Bundle;
 use super::publisher::Publisher;
 use super::task::TaskService;
 use crate::engine::reap::Reaper;
+use crate::engine::signal::signal;
 
 /// A server that nobody uses ends by itself: containerd 1.6 leaves one behind when it cannot connect.
 const IDLE: Duration = Duration::from_secs(300);
@@ -164,8 +164,7 @@ fn keep_shim(args: &Args, bundle: &Bundle, native: Option<PathBuf>) -> Result<()
 
 impl Running {
     async fn until_end(&self, logger: &Logger) {
-        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
+        let (Ok(mut term), Ok(mut int)) = (signal(libc::SIGTERM), signal(libc::SIGINT)) else {
             return self.shutdown.notified().await;
         };
         let mut touched = self.shared.touched.subscribe();

@@ -2,7 +2,8 @@
 //!
 //! Handlers instead of ignoring, because an ignored signal would be inherited by the runtime and the container.
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use crate::engine::signal::{Signal, signal};
+use pintle_sys::signals::swallow;
 
 /// Installs handlers for every signal that would end the process and can be handled. SIGHUP means "reopen the logs";
 /// the others mean nothing: who wants the container to end says so to the container.
@@ -25,9 +26,9 @@ pub(super) fn install() -> std::io::Result<Signal> {
                 | libc::SIGWINCH
         );
         if !fatal_or_special {
-            // The handler stays when the receiver is dropped. Numbers the C library keeps for itself are refused.
-            let _ = signal(SignalKind::from_raw(number));
+            // Numbers the C library keeps for itself are refused.
+            let _ = swallow(number);
         }
     }
-    signal(SignalKind::hangup())
+    signal(libc::SIGHUP)
 }

@@ -256,7 +256,7 @@ pub(super) struct Shim {
     listening_tasks: Vec<tokio::task::JoinHandle<()>>,
     connections: Arc<tokio::sync::Semaphore>,
     ending: watch::Receiver<bool>,
-    hup: tokio::signal::unix::Signal,
+    hup: crate::engine::signal::Signal,
     pub(super) args: Args,
     pub(super) kept: Kept,
     pub(super) upgrades: super::upgrade::Receiver,
