@@ -62,10 +62,9 @@ fn k8s_file_splits_at_8192() {
     );
     let records = read_cri(&run.call.path("log"));
     assert!(records.iter().all(|record| record.payload.len() <= 8192));
-    assert!(
-        records[0].partial && !records[1].partial && records[1].payload.is_empty(),
-        "8192 bytes, then the newline"
-    );
+    // Usually one partial record; more where a loaded machine let the shim read in between.
+    let full = records.iter().position(|record| !record.partial).expect("a full record");
+    assert!(full >= 1 && records[full].payload.is_empty(), "8192 bytes, then the newline");
     let expected = [vec![b'x'; 8192], b"\n".to_vec(), vec![b'y'; 20_000], b"\n".to_vec()].concat();
     assert_eq!(rejoin(&records, "stdout"), expected);
 }
