@@ -43,7 +43,7 @@ fn stdout_of(c: &Container) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_byte_is_in_the_log_before_the_end_is_told() {
     let place = std::sync::Arc::new(Native::new("many"));
-    let total = scaled(12, 200);
+    let total = scaled(10, 200);
     let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(4));
     let mut tasks = Vec::new();
     for n in 0..total {
@@ -165,7 +165,8 @@ async fn exec_sync_ends_the_whole_tree_in_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attach_clients_see_the_same_and_a_stalled_one_is_dropped() {
     let place = Native::new("fan");
-    let clients = scaled(16, 64);
+    let clients = scaled(8, 64);
+    // More than all the buffers between the container and a client that does not read.
     let size = scaled(8, 64) << 20;
     let line = "0123456789abcdef0123456789abcdef0123456789abcdef";
     let script = format!("read go; yes {line} | head -c {size}; exit 4");
@@ -238,7 +239,7 @@ async fn both_ways(stdio: pintle_client::Stdio, total: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_goes_in_comes_out_by_exec_and_by_attach() {
     let place = Native::new("cat");
-    let total = scaled(32, 1024) << 20;
+    let total = scaled(12, 1024) << 20;
     let bundle = Bundle::sh("exec cat");
     let c = place.start_with(&bundle, |o| {
         o.stdin = true;
@@ -264,7 +265,7 @@ async fn what_goes_in_comes_out_by_exec_and_by_attach() {
 #[tokio::test]
 async fn the_log_is_reopened_at_full_speed_without_a_gap() {
     let place = Native::new("reopen");
-    let size = scaled(24, 400) << 20;
+    let size = scaled(12, 400) << 20;
     let script = format!("read go; seq 1 100000000 | head -c {size}; exit 0");
     let c = place.start_with(&Bundle::sh(&script), |o| o.stdin = true).await;
     let mut feeder = c.monitor.attach(true).await.unwrap().stdio;

@@ -5,6 +5,7 @@
 
 mod api_check;
 mod bench;
+mod budget;
 mod build;
 mod ci;
 mod codegen;
@@ -37,6 +38,7 @@ usage: cargo xtask TASK [options]
   dist                          static release programs under their installed names, in target/dist
   nostd                         build the core for a machine without an operating system
   tidy                          house rules that neither the compiler nor clippy knows
+  budget                        size, idle memory and system calls of the release shim against their limits
   spec-check                    every promise of docs/SPECIFICATION.md names a proof that exists
   api-check                     every row of docs/runtime-api.md names an item and a test that exist
   packages [--print]            install the distribution packages that tests need
@@ -51,6 +53,7 @@ fn dispatch(task: &str, args: Vec<std::ffi::OsString>) -> Result<()> {
         "api-check" => api_check::run(&sh::root()),
         "test" => test::run(args),
         "bench" => bench::run(args),
+        "budget" => budget::run(args),
         "ci" => ci::run(args),
         "codegen" => codegen::run(&sh::root(), args.iter().any(|a| a == "--check")),
         "demo" => demo::run(args),

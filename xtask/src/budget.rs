@@ -1,0 +1,157 @@
+//! What the shim may cost: the size of its program, the private memory of an idle one, and the system calls
+//! for each MiB of log. The release programs are measured; noise moves none of the three.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{dist, packages, sh};
+
+/// KiB of the program, all doors compiled in.
+const PROGRAM_KIB: u64 = 3072;
+/// KiB of memory that an idle shim has for itself alone.
+const PRIVATE_KIB: u64 = 260;
+/// System calls for each MiB of 80-byte lines: reads, writes and waits together.
+const CALLS_PER_MIB: u64 = 120;
+/// MiB written for that.
+const MIB: u64 = 16;
+
+pub(crate) fn run(_args: Vec<OsString>) -> Result<()> {
+    packages::ensure_for_tests()?;
+    let dist = dist::dist()?;
+    let bench = Bench::new(dist)?;
+    let rows = bench.measure();
+    bench.clean();
+    let mut over = Vec::new();
+    for (what, value, limit) in rows? {
+        let verdict = if value <= limit { "ok" } else { "OVER" };
+        println!("{what:<34} {value:>8} of {limit:>8}  {verdict}");
+        if value > limit {
+            over.push(what);
+        }
+    }
+    if !over.is_empty() {
+        bail!("over budget: {}", over.join(", "));
+    }
+    Ok(())
+}
+
+struct Bench {
+    dist: PathBuf,
+    dir: PathBuf,
+}
+
+impl Bench {
+    fn new(dist: PathBuf) -> Result<Self> {
+        let dir = std::env::temp_dir().join(format!("pintle-budget-{}", std::process::id()));
+        let bin = dir.join("rootfs/bin");
+        fs::create_dir_all(&bin).with_context(|| format!("create {}", bin.display()))?;
+        for name in ["dev", "proc", "sys", "mnt"] {
+            fs::create_dir_all(dir.join("rootfs").join(name))?;
+        }
+        fs::create_dir_all(dir.join("ctl"))?;
+        fs::copy(sh::which("busybox").context("busybox is missing")?, bin.join("busybox"))?;
+        for name in ["sh", "sleep", "yes", "head"] {
+            symlink("busybox", bin.join(name))?;
+        }
+        Ok(Self { dist, dir })
+    }
+
+    fn pintle(&self, args: &[&str]) -> Result<String> {
+        let mut c = Command::new(self.dist.join("pintle"));
+        c.env("PINTLE_DIR", self.dir.join("run")).current_dir(&self.dir).args(args);
+        sh::output(&mut c)
+    }
+
+    fn measure(&self) -> Result<Vec<(&'static str, u64, u64)>> {
+        let program = fs::metadata(self.dist.join("pintle-shim"))?.len() / 1024;
+        // 79 letters and a line feed.
+        let script = format!(
+            "while [ ! -e /mnt/go ]; do sleep 0.1; done; yes {} | head -c {}; while :; do sleep 1000; done",
+            "x".repeat(79),
+            MIB << 20
+        );
+        let mount = format!("{}:/mnt:ro", self.dir.join("ctl").display());
+        let rootfs = ["run", "-d", "--id", "budget", "--log", "log", "--rootfs", "rootfs", "-v", &mount];
+        self.pintle(&[&rootfs[..], &["--", "sh", "-c", &script]].concat())?;
+        let inspect = self.pintle(&["inspect", "budget"])?;
+        let value: serde_json::Value = serde_json::from_str(&inspect)?;
+        let pid = value["shim"]["pid"].as_u64().context("inspect tells no shim")?;
+        let private = settled(pid)?;
+
+        let counts = self.dir.join("calls");
+        let mut strace = Command::new("strace")
+            .args(["-f", "-qq", "-o"])
+            .arg(&counts)
+            .args(["-p", &pid.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("run strace")?;
+        let traced = until("strace to be attached", || {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            Ok(status.lines().any(|l| l.strip_prefix("TracerPid:").is_some_and(|p| p.trim() != "0")))
+        });
+        let all = traced.and_then(|()| {
+            fs::write(self.dir.join("ctl/go"), "")?;
+            let log = self.dir.join("log");
+            // Each line becomes 80 + 45 bytes.
+            let full = (MIB << 20) / 80 * 125;
+            until("the log to be written", || Ok(fs::metadata(&log)?.len() >= full))
+        });
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(strace.id() as i32),
+            nix::sys::signal::Signal::SIGTERM,
+        );
+        let _ = strace.wait();
+        all?;
+        let calls = fs::read_to_string(&counts).context("what strace saw")?.lines().count() as u64;
+        Ok(vec![
+            ("size of the program, KiB", program, PROGRAM_KIB),
+            ("private memory of an idle shim, KiB", private, PRIVATE_KIB),
+            ("system calls for a MiB of log", calls / MIB, CALLS_PER_MIB),
+        ])
+    }
+
+    fn clean(&self) {
+        let _ = self.pintle(&["rm", "-f", "budget"]);
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// The private dirty memory of a process once it has stood still for a second.
+fn settled(pid: u64) -> Result<u64> {
+    let read = || -> Result<u64> {
+        let path = format!("/proc/{pid}/smaps_rollup");
+        let text = fs::read_to_string(Path::new(&path)).with_context(|| format!("read {path}"))?;
+        let line = text.lines().find_map(|l| l.strip_prefix("Private_Dirty:")).context("no Private_Dirty")?;
+        Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
+    };
+    let mut last = read()?;
+    let mut since = Instant::now();
+    until("the memory to stand still", || {
+        let now = read()?;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        Ok(since.elapsed() > Duration::from_secs(2))
+    })?;
+    read()
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(120);
+    while !condition()? {
+        if Instant::now() > end {
+            bail!("waited too long for {what}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
