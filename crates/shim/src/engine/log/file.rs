@@ -13,8 +13,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// Bytes of one write, about: very short lines become many times as long, and memory has a bound.
-const WRITE: usize = 96 * 1024;
+/// Bytes of one write, about: a full pipe of 80-byte lines is one write, and very short lines, which become many times as
+/// long, do not grow the memory.
+const WRITE: usize = 128 * 1024;
 
 /// What reopening does while the path still leads to the current file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -235,8 +235,8 @@ pub enum SinkState {
         held: [Vec<u8>; 2],
     },
     Raw {
-        /// Which streams, and how many of the descriptors are kept open without use after the first.
         streams: [bool; 2],
+        ended: [bool; 2],
         pending: Vec<u8>,
         broken: Option<i32>,
     },

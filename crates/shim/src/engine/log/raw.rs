@@ -103,7 +103,7 @@ impl RawSink {
     }
 
     pub(super) fn thaw(state: SinkState, fds: Vec<OwnedFd>) -> io::Result<Self> {
-        let SinkState::Raw { streams, pending, broken } = state else {
+        let SinkState::Raw { streams, ended, pending, broken } = state else {
             return Err(mismatch());
         };
         let mut fds = fds.into_iter();
@@ -112,7 +112,7 @@ impl RawSink {
             target,
             held: fds.collect(),
             streams,
-            ended: [false; 2],
+            ended,
             pending,
             done: 0,
             broken: broken.map(LossCause::Errno),
@@ -213,6 +213,6 @@ impl LogSink for RawSink {
             _ => None,
         };
         let pending = self.pending.get(self.done..).unwrap_or_default().to_vec();
-        Ok(Some((SinkState::Raw { streams: self.streams, pending, broken }, fds)))
+        Ok(Some((SinkState::Raw { streams: self.streams, ended: self.ended, pending, broken }, fds)))
     }
 }
