@@ -22,7 +22,7 @@ use crate::{build, newer, packages, sh};
 /// How often a failed test is tried again, alone.
 const RETRIES: u32 = 2;
 /// The limit of one test that runs alone.
-const ONE_TEST: Duration = Duration::from_secs(240);
+const ONE_TEST: Duration = Duration::from_secs(600);
 
 /// Test programs that need a machine whose only cgroup tree is v2: elsewhere they run in a guest.
 const GUEST: &[&str] = &["cgroup2"];
@@ -261,7 +261,7 @@ impl Run {
     }
 
     fn limit(&self) -> Duration {
-        Duration::from_secs(if self.full { 4 * 3600 } else { 600 })
+        Duration::from_secs(if self.full { 4 * 3600 } else { 1200 })
     }
 
     fn target(&self, target: &Target, filters: &[String]) -> Result<Outcome> {
