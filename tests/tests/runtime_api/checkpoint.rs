@@ -1,7 +1,7 @@
 //! Checkpoint and restore: what the runtime is told, the files around it, and its errors.
 
 use pintle_client::oci::{Error, Status};
-use pintle_tests::{Act, Bundle, FakeRuntime, TempDir, require_tool};
+use pintle_tests::{Act, Bundle, FakeRuntime, TempDir, newer_criu, require_tool};
 
 use crate::Place;
 
@@ -180,6 +180,55 @@ async fn checkpoint_that_fails_in_the_runtime() {
     assert!(error.to_string().starts_with("running \""), "{error}");
     assert_eq!(container.state().status, Status::Running, "a failed checkpoint changes nothing");
     assert!(container.checkpointed_at().is_zero());
+    place.runtime.delete_container(&container).await.unwrap();
+    place.finish();
+}
+
+#[tokio::test]
+async fn checkpoint_and_restore_by_criu() {
+    let Some(criu) = newer_criu() else { return };
+    let script = format!("exec \"$RUNC\" --criu '{}' \"$@\"", criu.display());
+    let fake =
+        FakeRuntime::new().on("checkpoint", Act::Script(script.clone())).on("restore", Act::Script(script));
+    let place = place("ckptreal", fake);
+    let counter = "i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); echo n$i; sleep 0.05; done";
+    let container = place.running(&Bundle::sh(counter)).await;
+    place.logged(&container, "n5\n").await;
+    place.runtime.checkpoint_container(&container, &container.spec(), false).await.unwrap_or_else(|e| {
+        let log = std::fs::read_to_string(container.dir().join("dump.log")).unwrap_or_default();
+        panic!("{e}: {}", log.lines().rev().take(20).collect::<Vec<_>>().join("\n"))
+    });
+    assert!(container.checkpoint_path().join("inventory.img").exists());
+    assert_eq!((container.state().status, container.state().exit_code), (Status::Stopped, Some(0)));
+    let last = || {
+        let log = place.log(&container);
+        let word = log.lines().last().and_then(|l| l.rsplit(" n").next()).unwrap_or_default().to_owned();
+        word.parse::<u32>().unwrap_or(0)
+    };
+    let before = last();
+    pintle_tests::wait_for_async("the restore", async || {
+        // The shim may be busy with the end of the container still.
+        place.runtime.restore_container(&container, "", "").await.map_err(|e| e.to_string())
+    })
+    .await;
+    assert_eq!(container.state().status, Status::Running);
+    // It counts on from where it was, in the same log; attach works.
+    pintle_tests::wait_for_async("more numbers", async || {
+        let now = last();
+        if now > before + 5 { Ok(()) } else { Err(format!("{now} after {before}")) }
+    })
+    .await;
+    assert_eq!(place.log(&container).matches(" n1\n").count(), 1, "it did not begin again");
+    let (write, mut read) = tokio::io::duplex(4096);
+    let streams = pintle_client::oci::Streams { stdout: Some(Box::new(write)), ..Default::default() };
+    let (runtime, attached) = (place.runtime.clone(), container.clone());
+    let session = tokio::spawn(async move { runtime.attach_container(&attached, streams).await });
+    let mut some = [0; 16];
+    assert!(tokio::io::AsyncReadExt::read(&mut read, &mut some).await.unwrap() > 0);
+    place.runtime.stop_container(&container, std::time::Duration::ZERO).await.unwrap();
+    drop(read);
+    let _ = session.await.unwrap();
+    assert_eq!(container.state().exit_code, Some(137));
     place.runtime.delete_container(&container).await.unwrap();
     place.finish();
 }
