@@ -28,6 +28,7 @@ fn steps() -> Vec<(&'static str, Command)> {
         ("tidy", own(&["tidy"])),
         ("codegen", own(&["codegen", "--check"])),
         ("spec", own(&["spec-check"])),
+        ("api", own(&["api-check"])),
         ("nostd", own(&["nostd"])),
         (
             "clippy",
