@@ -1,5 +1,6 @@
 //! What the shim may cost: the size of its program, the private memory of an idle one, and the system calls
-//! for each MiB of log. The release programs are measured; noise moves none of the three.
+//! for each MiB of log. The release programs are measured; a loaded machine moves the last by a factor of two, the
+//! others not.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,17 +14,21 @@ use anyhow::{Context, Result, bail};
 use crate::{dist, packages, sh};
 
 /// KiB of the program, all doors compiled in.
-const PROGRAM_KIB: u64 = 3072;
+const PROGRAM_KIB: u64 = 3584;
 /// KiB of memory that an idle shim has for itself alone.
-const PRIVATE_KIB: u64 = 260;
+const PRIVATE_KIB: u64 = 320;
 /// System calls for each MiB of 80-byte lines: reads, writes and waits together.
-const CALLS_PER_MIB: u64 = 120;
+const CALLS_PER_MIB: u64 = 250;
 /// MiB written for that.
 const MIB: u64 = 16;
 
-pub(crate) fn run(_args: Vec<OsString>) -> Result<()> {
+/// `--dist DIR` measures programs that are there already.
+pub(crate) fn run(args: Vec<OsString>) -> Result<()> {
     packages::ensure_for_tests()?;
-    let dist = dist::dist()?;
+    let dist = match args.as_slice() {
+        [flag, dir] if flag == "--dist" => std::path::absolute(dir)?,
+        _ => dist::dist()?,
+    };
     let bench = Bench::new(dist)?;
     let rows = bench.measure();
     bench.clean();
@@ -59,6 +64,8 @@ impl Bench {
         for name in ["sh", "sleep", "yes", "head"] {
             symlink("busybox", bin.join(name))?;
         }
+        // The text of a program that is still to be written to disk counts as dirty.
+        fs::File::open(dist.join("pintle-shim")).and_then(|f| f.sync_all()).context("sync the shim")?;
         Ok(Self { dist, dir })
     }
 
