@@ -584,8 +584,19 @@ impl Monitor {
     pub async fn upgrade(&self, executable: Option<&Path>) -> Result<String> {
         let mut request = wire::UpgradeRequest::new();
         request.executable = executable.map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
+        let connection = self.connection().await?;
         let send = async |c: MonitorClient, x| c.upgrade(x, &request).await;
-        Ok(self.call("Upgrade", false, Some(self.timeout), send).await?.old_version)
+        let old = self.call("Upgrade", false, Some(self.timeout), send).await?.old_version;
+        // The answer comes before the change, and the change closes the connection.
+        let changed = async {
+            while !connection.closed.load(Ordering::Acquire) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let timeout =
+            || Error::Timeout { dir: self.shared.dir.clone(), call: "Upgrade", limit: self.timeout };
+        tokio::time::timeout(self.timeout, changed).await.map_err(|_| timeout())?;
+        Ok(old)
     }
 
     /// Ends the shim. Refused while the container lives, unless `force`, which kills it first.

@@ -75,6 +75,8 @@ pub(super) struct Life {
     execs: u64,
     oom_children: u64,
     lost_shims: u64,
+    /// It ended before its end.
+    over: bool,
     fds_before: Option<usize>,
 }
 
@@ -96,6 +98,7 @@ impl Life {
             execs: 0,
             oom_children: 0,
             lost_shims: 0,
+            over: false,
             fds_before: None,
         }
     }
@@ -179,6 +182,9 @@ impl Life {
         for (i, step) in self.plan.steps.clone().into_iter().enumerate() {
             self.at = format!("step {i} {step:?}");
             self.step(&mut monitor, step).await?;
+            if self.over {
+                break;
+            }
         }
         self.at = format!("end {:?}", self.plan.end);
         self.end(&monitor).await
@@ -320,10 +326,29 @@ impl Life {
             Step::OomChild => {
                 self.report.fault("child OOM killed");
                 self.oom_children += 1;
-                self.wrote(false, b"hog 137\n");
-                self.tell("hog - - -").await?;
+                self.hog(monitor).await?;
             }
         }
+        Ok(())
+    }
+
+    /// A child hits the memory limit. Now and then the kernel's next victim is the first process.
+    async fn hog(&mut self, monitor: &Monitor) -> Result<()> {
+        let n = self.send("hog - - -").await?;
+        let ack = self.dir.join(format!("ctl/ack.{n}"));
+        let end = Instant::now() + PATIENCE;
+        while !ack.exists() {
+            ensure!(Instant::now() < end, "a child that takes all memory lives on");
+            let state = monitor.state().await?;
+            if state.exit.as_ref().is_some_and(|e| e.oom_killed) && !ack.exists() {
+                self.report.fault("OOM killed both");
+                self.plan.end = End::Oom;
+                self.over = true;
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.wrote(false, b"hog 137\n");
         Ok(())
     }
 
@@ -493,7 +518,9 @@ impl Life {
             End::Stop => monitor.stop(None, Duration::from_millis(100)).await?,
             End::Oom => {
                 self.report.fault("OOM killed");
-                self.send("oom - - -").await?;
+                if !self.over {
+                    self.send("oom - - -").await?;
+                }
                 monitor.wait(Some(PATIENCE)).await?
             }
             End::Delete => {

@@ -8,12 +8,13 @@ use super::exec::{Exec, follow};
 use super::handover::HubState;
 use super::hub::Hub;
 use super::oom::OomWatch;
-use super::reap::Reaper;
+use super::reap::{Ended, ExitWatch, Reaper};
 use super::runtime::RuntimeCli;
 use super::spec::CreateSpec;
-use pintle_core::cgroup::OomCounter;
+use pintle_core::cgroup::{OomCounter, OomVerdict};
 use pintle_core::record::ExitRecord;
 use pintle_core::wall::{MonoTime, WallTime};
+use pintle_sys::clock;
 use pintle_sys::pidfd::PidFd;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -40,6 +41,8 @@ pub struct CarriedContainer {
     pipes: (u64, u64),
     oom: Option<[[u64; 3]; 4]>,
     exit: Option<String>,
+    /// init was reaped, and its rundown has not begun: nobody can ask the kernel again.
+    end: Option<String>,
     hub: Option<CarriedHub>,
     execs: Vec<CarriedExec>,
     stop_ms: Option<u64>,
@@ -64,6 +67,8 @@ struct CarriedExec {
     /// Without one it has ended.
     hub: Option<CarriedHub>,
     exit: Option<String>,
+    /// Reaped and not told yet.
+    end: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -83,6 +88,32 @@ fn text(record: &ExitRecord) -> String {
 
 fn record(text: Option<&String>) -> Option<ExitRecord> {
     ExitRecord::from_json(text?.as_bytes())
+}
+
+/// What the reaper knows and has told nobody that could be carried over.
+fn reaped(pid: i32, end: Option<Ended>) -> Option<String> {
+    let Ended { exit, at, .. } = end?;
+    Some(text(&ExitRecord {
+        id: String::new(),
+        exec_id: String::new(),
+        pid,
+        exit,
+        oom: OomVerdict::default(),
+        started_at: None,
+        finished_at: at,
+        boot_id: clock::boot_id(),
+        log_bytes_lost: 0,
+        output_leaked: false,
+    }))
+}
+
+/// The end that was carried over, or else the watch for it.
+fn end_of(pid: i32, end: Option<&String>, reaper: &Reaper) -> ExitWatch {
+    match record(end) {
+        Some(r) => ExitWatch::ended(pid, Ended { exit: r.exit, at: r.finished_at, mono: clock::mono() }),
+        // Our child still: a zombie that ended meanwhile was reaped by the new reaper and kept.
+        None => reaper.watch(pid, MonoTime(0)),
+    }
 }
 
 fn nanos(time: Option<WallTime>) -> i64 {
@@ -149,6 +180,7 @@ impl Container {
                 terminal: exec.terminal,
                 started_at: exec.started_at.unix_nanos(),
                 hub: if end.is_none() { Some(pack_hub(&exec.hub, fds)?) } else { None },
+                end: if end.is_none() { reaped(exec.pid, exec.end.peek()) } else { None },
                 exit: end.as_ref().map(text),
             });
         }
@@ -175,6 +207,10 @@ impl Container {
             started_at: nanos(inner.started_at),
             pipes: inner.pipes,
             oom: inner.oom.as_ref().map(|o| o.counter().numbers()),
+            end: match (&exit, &inner.end) {
+                (None, Some(end)) => reaped(inner.pid, end.peek()),
+                _ => None,
+            },
             exit: exit.as_ref().map(text),
             hub,
             execs,
@@ -257,6 +293,10 @@ impl Container {
                 };
                 let pidfd = exec.pidfd.map(|at| take(fds, at)).transpose()?;
                 let ended = end.is_some();
+                let watch = match &end {
+                    Some(record) => end_of(exec.pid, Some(&text(record)), &reaper),
+                    None => end_of(exec.pid, exec.end.as_ref(), &reaper),
+                };
                 let restored = Arc::new(Exec {
                     id: exec.id.clone(),
                     pid: exec.pid,
@@ -265,6 +305,7 @@ impl Container {
                     terminal: exec.terminal,
                     started_at: WallTime::from_unix_nanos(exec.started_at),
                     hub,
+                    end: watch,
                     ended: watch::channel(end).0,
                 });
                 if !ended {
@@ -274,15 +315,13 @@ impl Container {
             }
         }
         for exec in running {
-            // They are our children still: a zombie that ended meanwhile was reaped by the new reaper and kept.
-            let exit = reaper.watch(exec.pid, MonoTime(0));
+            let exit = exec.end.clone();
             tokio::spawn(follow(container.clone(), exec, exit));
         }
         if let Some(exit) = exit {
             container.ended.send_replace(Some(exit));
         } else if carried.pid > 0 {
-            let exit = reaper.watch(carried.pid, MonoTime(0));
-            container.supervise(exit);
+            container.supervise(end_of(carried.pid, carried.end.as_ref(), &reaper));
             if let Some(ms) = carried.stop_ms {
                 container.resume_stop(Duration::from_millis(ms));
             }

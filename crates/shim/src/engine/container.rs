@@ -86,6 +86,8 @@ pub struct Inner {
     pub attach: Option<OwnedFd>,
     /// Whether the runtime's exec takes `--cgroup`; `None` until asked.
     pub exec_cgroup: Option<bool>,
+    /// The end of init as the reaper sees it; known before the record is.
+    pub(super) end: Option<ExitWatch>,
     /// Inodes of the stdout and stderr pipes, by which an adopter finds them; 0 without.
     pub pipes: (u64, u64),
 }
@@ -148,6 +150,7 @@ impl Container {
                 stop: None,
                 attach: None,
                 exec_cgroup: None,
+                end: None,
                 pipes: (0, 0),
             }),
             ended: watch::channel(None).0,
@@ -414,7 +417,11 @@ impl Container {
     /// Starts the tasks that follow the container to its end.
     pub(super) fn supervise(self: &Arc<Self>, exit: ExitWatch) {
         let container = self.clone();
-        let oom = self.lock().oom.clone();
+        let oom = {
+            let mut inner = self.lock();
+            inner.end = Some(exit.clone());
+            inner.oom.clone()
+        };
         tokio::spawn(async move {
             let ended = loop {
                 tokio::select! {

@@ -48,6 +48,8 @@ pub struct Exec {
     pub started_at: WallTime,
     /// Its streams.
     pub hub: Arc<Hub>,
+    /// Its end as the reaper sees it; known before the record is.
+    pub(super) end: ExitWatch,
     pub(super) ended: watch::Sender<Option<ExitRecord>>,
 }
 
@@ -197,6 +199,7 @@ impl Container {
             terminal,
             started_at: started.started_at,
             hub,
+            end: started.exit.clone(),
             ended: watch::channel(None).0,
         });
         self.lock().execs.insert(id.clone(), exec.clone());
