@@ -12,6 +12,7 @@ pub mod events;
 pub mod exec;
 pub mod execsync;
 pub mod failure;
+pub mod foreign;
 pub mod handover;
 pub mod hub;
 pub mod log;

@@ -8,6 +8,7 @@ mod diag;
 mod exit;
 mod logpath;
 mod logs;
+mod native;
 mod notify;
 mod options;
 mod pipes;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, getpgid, pipe2};
+use pintle_core::cgroup::OomVerdict;
 use pintle_core::exit::Exit;
 use pintle_core::line::Stream;
 use pintle_core::sync::{Key, MESSAGE_MAX};
@@ -22,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::boot::{Boot, drop_stdio};
 use super::diag::Diag;
 use super::exit::{self, UNKNOWN};
+use super::native::Native;
 use super::notify::Relay;
 use super::options::{Mode, Options};
 use super::pipes::{Messages, strerror};
@@ -35,7 +37,7 @@ use crate::engine::hub::{Hub, HubConfig};
 use crate::engine::oom::OomWatch;
 use crate::engine::pump::DrainPolicy;
 use crate::engine::ready::async_fd;
-use crate::engine::reap::{ExitWatch, Reaper};
+use crate::engine::reap::{Ended, ExitWatch, Reaper};
 use crate::engine::signal::{Signal as SignalStream, signal};
 
 /// What callers match when a command ran out of time.
@@ -54,9 +56,9 @@ enum End {
     /// No container: text for the caller, text for the own log.
     Failed { message: Vec<u8>, told: String },
     /// The container has ended.
-    Exited(Exit),
-    /// It did not within its time.
-    TimedOut,
+    Exited(Ended),
+    /// It did not within its time, and was killed.
+    TimedOut(Option<Ended>),
 }
 
 /// Everything that lives as long as the container.
@@ -70,6 +72,8 @@ struct Session {
     places: Option<Places>,
     /// Read until the end.
     fifos: Option<[ControlFifo; 2]>,
+    native: Native,
+    oom: OomVerdict,
 }
 
 /// Runs to the end; returns the exit status of the process.
@@ -102,6 +106,8 @@ pub(super) async fn run(mut boot: Boot) -> u8 {
         forwarded,
         places: None,
         fifos: None,
+        native: Native::default(),
+        oom: OomVerdict::default(),
     };
     let pipes = match session.open(boot.attach, &boot.null) {
         Ok(pipes) => pipes,
@@ -289,7 +295,7 @@ impl Session {
                     self.diag.warn("the runtime timed out");
                     let _ = kill(runtime, Signal::SIGKILL);
                     timeout(KILL_PATIENCE, watch.wait()).await.ok();
-                    return if exec { End::TimedOut } else { failed(b"the runtime timed out", "the runtime timed out".into()) };
+                    return if exec { End::TimedOut(None) } else { failed(b"the runtime timed out", "the runtime timed out".into()) };
                 }
             }
         };
@@ -348,30 +354,34 @@ impl Session {
     async fn watch_container(&mut self, pid: i32, init: &ExitWatch) -> End {
         let mut limit = self.options.timeout.map(|seconds| Box::pin(sleep_until(deadline(seconds))));
         let oom = match OomWatch::open(&Cgroups::of(pid)) {
-            Ok(oom) => oom,
+            Ok(oom) => oom.map(Arc::new),
             Err(error) => {
                 self.diag.warn(&format!("Failed to watch for OOM: {error}"));
                 None
             }
         };
+        self.native = Native::open(&self.options, &self.diag, &self.reaper, &self.hub, oom.clone(), pid);
         let mut told = false;
         let end = loop {
             tokio::select! {
-                ended = init.wait() => break End::Exited(ended.exit),
+                ended = init.wait() => break End::Exited(ended),
                 signal = self.forwarded.next() => pass_on(Pid::from_raw(pid), signal),
-                kills = next_kill(oom.as_ref()) => if kills > 0 && !told {
-                    told = true;
-                    self.report_oom();
+                kills = next_kill(oom.as_deref()) => if kills > 0 {
+                    self.native.oom(kills);
+                    if !told {
+                        told = true;
+                        self.report_oom();
+                    }
                 },
                 () = optional(&mut limit) => {
-                    self.kill_group(pid, init).await;
-                    break End::TimedOut;
+                    break End::TimedOut(self.kill_group(pid, init).await);
                 }
             }
         };
         if let Some(oom) = &oom {
-            let killed = matches!(&end, End::Exited(Exit::Signal { signal: 9, .. }));
+            let killed = matches!(&end, End::Exited(Ended { exit: Exit::Signal { signal: 9, .. }, .. }));
             let verdict = oom.last_look(killed);
+            self.oom = verdict;
             if verdict.kills > 0 && !told {
                 self.report_oom();
             } else if verdict.kills == 0 {
@@ -387,20 +397,22 @@ impl Session {
     }
 
     /// Kills what the container's process leads and waits a moment for its last output.
-    async fn kill_group(&self, pid: i32, init: &ExitWatch) {
+    async fn kill_group(&self, pid: i32, init: &ExitWatch) -> Option<Ended> {
         let pid = Pid::from_raw(pid);
         match getpgid(Some(pid)) {
             Ok(group) if group.as_raw() > 1 => drop(killpg(group, Signal::SIGKILL)),
             _ => drop(kill(pid, Signal::SIGKILL)),
         }
-        if timeout(KILL_PATIENCE, init.wait()).await.is_err() {
+        let ended = timeout(KILL_PATIENCE, init.wait()).await;
+        if ended.is_err() {
             self.diag.warn(&format!("process {pid} is still there after SIGKILL"));
         }
+        ended.ok()
     }
 
     /// Everything that callers rely on being done when the process is over, in their order.
     async fn end(&mut self, end: End, inherited: &mut pintle_sys::startup::Inherited) -> u8 {
-        let (code, message) = match end {
+        let (code, message, ended) = match end {
             End::Failed { message, told } => {
                 self.diag.error(&told);
                 self.send(-1, &message);
@@ -411,15 +423,16 @@ impl Session {
                 inherited.close();
                 return 1;
             }
-            End::Exited(Exit::Unknown(_)) => (UNKNOWN, ""),
-            End::Exited(exit) => (exit.shell_code(), ""),
-            End::TimedOut => (UNKNOWN, TIMED_OUT),
+            End::Exited(ended @ Ended { exit: Exit::Unknown(_), .. }) => (UNKNOWN, "", Some(ended)),
+            End::Exited(ended) => (ended.exit.shell_code(), "", Some(ended)),
+            End::TimedOut(ended) => (UNKNOWN, TIMED_OUT, ended),
         };
         let drained = self.hub.drained(DRAIN).await;
         if drained.leaked {
             self.diag.info("a process outside of the container still holds its output");
         }
         self.close_streams().await;
+        self.native.close(ended.map(|ended| (ended, self.oom)), drained.leaked).await;
         inherited.close();
         let failed = exit::write_files(&self.options, code);
         failed.iter().for_each(|text| self.diag.error(text));

@@ -247,6 +247,7 @@ impl Container {
         };
         lock(&shared.containers).insert(request.id, container.clone());
         drop(reservation);
+        shared.touched.send_modify(|n| *n += 1);
         shared.publisher.send("/tasks/create", &event);
         if container.restore.is_none() {
             container.supervise_init(since);

@@ -87,7 +87,7 @@ impl Container {
             }
             exec.phase = Phase::Starting;
             state.active += 1;
-            exec.spec.clone()
+            with_size(&exec.spec, exec.size)
         };
         let since = clock::mono();
         match self.run_exec(&process, &spec).await {
@@ -206,5 +206,19 @@ impl Container {
         let _ = fs::remove_file(self.bundle.exec_pid(exec_id));
         lock(&self.execs).remove(exec_id);
         Ok((u32::try_from(pid).unwrap_or(0), exit))
+    }
+}
+
+/// The process document with the size of its terminal, where one is asked for already: the process may look before
+/// anybody could set it from here.
+fn with_size(spec: &[u8], size: Option<(u16, u16)>) -> Vec<u8> {
+    let document =
+        size.and_then(|size| Some((size, serde_json::from_slice::<serde_json::Value>(spec).ok()?)));
+    match document {
+        Some(((rows, columns), mut document)) => {
+            document["consoleSize"] = serde_json::json!({ "height": rows, "width": columns });
+            document.to_string().into_bytes()
+        }
+        None => spec.to_vec(),
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pintle_core::exit::Exit;
 use pintle_core::runtime::RuntimeOp;
 use pintle_proto::containerd::task_events::{TaskDelete, TaskStart};
 use pintle_sys::atomic::{Durability, write};
@@ -57,6 +58,7 @@ impl Container {
             }
         }
         self.lock().starting = false;
+        self.shared.touched.send_modify(|n| *n += 1);
         self.init.notify();
         self.notify();
         started.map(|()| self.pid())
@@ -208,7 +210,11 @@ impl Container {
         }
         lock(&self.shared.containers).remove(&self.id);
         self.shared.touched.send_modify(|n| *n += 1);
-        let exit = self.init.lock().exit.unwrap_or(ProcessExit { status: 137, at: now() });
+        let exit = self.init.lock().exit.unwrap_or(ProcessExit {
+            status: 137,
+            at: now(),
+            how: Exit::Signal { signal: libc::SIGKILL, core: false },
+        });
         let event = TaskDelete {
             container_id: self.id.clone(),
             pid: self.pid(),

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use pintle_core::exit::Exit;
 use pintle_core::wall::WallTime;
 use pintle_sys::pidfd::PidFd;
 use tokio::sync::watch;
@@ -25,11 +26,12 @@ pub(super) enum Phase {
 pub(super) struct ProcessExit {
     pub(super) status: u32,
     pub(super) at: WallTime,
+    pub(super) how: Exit,
 }
 
 impl From<Ended> for ProcessExit {
     fn from(ended: Ended) -> Self {
-        Self { status: u32::try_from(ended.exit.shell_code()).unwrap_or(255), at: ended.at }
+        Self { status: u32::try_from(ended.exit.shell_code()).unwrap_or(255), at: ended.at, how: ended.exit }
     }
 }
 
@@ -50,6 +52,7 @@ pub(super) struct ProcessState {
     pub(super) spec: Vec<u8>,
     /// It is known to have left the runtime's own program behind.
     pub(super) entered: bool,
+    pub(super) created_at: WallTime,
     pub(super) started_at: Option<WallTime>,
 }
 
@@ -75,6 +78,7 @@ impl Process {
             stdio: None,
             spec,
             entered: false,
+            created_at: super::logger::now(),
             started_at: None,
         };
         Self { exec_id: exec_id.into(), wanted, state: Mutex::new(state), changed: watch::channel(()).0 }

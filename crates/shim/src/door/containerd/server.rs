@@ -107,7 +107,7 @@ struct Running {
     shared: Arc<Shared>,
     shutdown: Arc<Notify>,
     connections: Arc<AtomicUsize>,
-    native: Arc<Native>,
+    native: Native,
     // Ends the accept loop when dropped.
     _server: Server,
 }
@@ -138,7 +138,7 @@ async fn make(
         creating: Mutex::default(),
         touched: watch::channel(0).0,
     });
-    let native = Arc::new(Native::open(&shared, &args.id).await);
+    let native = Native::open(&shared, &args.id, &bundle.0).await;
     keep_shim(args, bundle, native.dir())?;
     let shutdown = Arc::new(Notify::new());
     let service = Arc::new(TaskService { shared: shared.clone(), shutdown: shutdown.clone() });
@@ -201,7 +201,7 @@ impl Running {
 }
 
 /// A connection that is counted while it is open.
-struct Counted {
+pub(super) struct Counted {
     stream: UnixStream,
     count: Arc<AtomicUsize>,
 }
@@ -235,7 +235,7 @@ impl AsyncWrite for Counted {
 }
 
 /// Accepts for ever; peers that are neither root nor us are turned away.
-fn accept(
+pub(super) fn accept(
     listener: StdListener,
     count: Arc<AtomicUsize>,
     logger: Logger,

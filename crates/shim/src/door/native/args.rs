@@ -98,7 +98,7 @@ impl Args {
 }
 
 /// Where state directories are, as in the client crate.
-pub(super) fn default_root() -> PathBuf {
+pub(in crate::door) fn default_root() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(dir) = set("PINTLE_DIR") {
         return dir;

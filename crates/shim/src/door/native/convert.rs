@@ -19,7 +19,7 @@ pub(super) fn nanos(time: Option<WallTime>) -> i64 {
     time.map_or(0, WallTime::unix_nanos)
 }
 
-pub(super) fn unsigned(pid: i32) -> u32 {
+pub(in crate::door) fn unsigned(pid: i32) -> u32 {
     u32::try_from(pid).unwrap_or(0)
 }
 
@@ -142,7 +142,7 @@ fn size(value: u32) -> u16 {
     u16::try_from(value).unwrap_or(u16::MAX)
 }
 
-pub(super) fn pair(rows: u32, columns: u32) -> (u16, u16) {
+pub(in crate::door) fn pair(rows: u32, columns: u32) -> (u16, u16) {
     (size(rows), size(columns))
 }
 
@@ -272,7 +272,7 @@ pub(super) fn state(container: &Container) -> wire::StateResponse {
     }
 }
 
-pub(super) fn stats(stats: &Stats) -> wire::StatsResponse {
+pub(in crate::door) fn stats(stats: &Stats) -> wire::StatsResponse {
     let m = &stats.memory;
     let c = &stats.cpu;
     wire::StatsResponse {

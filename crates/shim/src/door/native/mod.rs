@@ -1,7 +1,8 @@
 //! The native door: ttrpc on `monitor.sock`, packets on `stdio.sock` and `attach.sock`, files beside them.
 
-mod args;
-mod convert;
+pub(super) mod args;
+pub(super) mod convert;
+pub(super) mod embed;
 mod guard;
 mod listen;
 mod service;

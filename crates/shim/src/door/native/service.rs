@@ -88,6 +88,16 @@ impl Service {
         Ok(())
     }
 
+    /// Fails where the container belongs to the engine behind another door.
+    fn refuse_if_foreign(&self, what: &str) -> Answer<()> {
+        let Container { id, door, .. } = &*self.container;
+        if *door == "native" {
+            return Ok(());
+        }
+        let message = format!("cannot {what}: container {id} belongs to the engine behind the {door} door");
+        Err(convert::error(Failure::precondition(id.as_str(), message)))
+    }
+
     /// The streams of the container or of an exec, and whether they are a terminal's.
     fn streams(&self, exec_id: &str) -> Result<(Arc<Hub>, bool), Failure> {
         if !exec_id.is_empty() {
@@ -289,6 +299,7 @@ impl Monitor for Service {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: wire::DeleteRequest) -> Answer<wire::DeleteResponse> {
+        self.refuse_if_foreign("delete")?;
         let container = self.container.clone();
         let ending = self.ending.clone();
         let force = request.force;
@@ -545,6 +556,7 @@ impl Monitor for Service {
         _: &TtrpcContext,
         request: wire::UpgradeRequest,
     ) -> Answer<wire::UpgradeResponse> {
+        self.refuse_if_foreign("upgrade its shim")?;
         self.refuse_if_ending()?;
         let old_version = env!("CARGO_PKG_VERSION").to_owned();
         self.upgrade.request(request.executable).await.map_err(convert::error)?;
@@ -556,6 +568,7 @@ impl Monitor for Service {
         _: &TtrpcContext,
         request: wire::ShutdownRequest,
     ) -> Answer<wire::ShutdownResponse> {
+        self.refuse_if_foreign("end its shim")?;
         let container = self.container.clone();
         let ending = self.ending.clone();
         detached(async move {

@@ -63,6 +63,8 @@ pub(super) fn run(args: Args) -> ExitCode {
         return super::upgrade::resume(args, fd);
     }
     daemon::unblock_signals();
+    // Logs are 0640 whoever calls us, and runc hands its own umask on to what it executes in a container.
+    nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
     // A copy, in case it is one of the standard descriptors, which are replaced below.
     let ready =
         args.ready_fd.map(|fd| if fd > 2 { daemon::take_inherited(fd) } else { daemon::duplicate(fd) });
@@ -135,7 +137,7 @@ fn make_dir(path: &Path) -> io::Result<()> {
 }
 
 /// Makes the state directory and its sockets.
-fn prepare(args: Args) -> Result<Setup, String> {
+pub(super) fn prepare(args: Args) -> Result<Setup, String> {
     check_id("container", &args.id).map_err(|e| e.message)?;
     let root = &args.root;
     let shown = root.display();
