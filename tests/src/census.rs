@@ -27,6 +27,11 @@ fn stat(pid: u32, field: usize) -> Option<String> {
     rest.split_whitespace().nth(field.checked_sub(3)?).map(str::to_string)
 }
 
+/// When it was started, in clock ticks since boot; `None` when it is gone.
+pub fn start_time(pid: u32) -> Option<u64> {
+    stat(pid, 22)?.parse().ok()
+}
+
 /// Whether the process exists and is not a zombie.
 pub fn process_alive(pid: u32) -> bool {
     stat(pid, 3).is_some_and(|state| state != "Z" && state != "X")

@@ -28,8 +28,21 @@ pub struct Foreign {
     pub hub: Arc<Hub>,
     /// The watch for OOM kills.
     pub oom: Option<Arc<OomWatch>>,
+    /// What its first process executed before anybody could start it.
+    pub program: Program,
     /// It runs already.
     pub restored: bool,
+}
+
+/// The program that a process executes, as far as it may be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Program(Option<(u64, u64)>);
+
+impl Program {
+    /// That of a process now.
+    pub fn of(pid: i32) -> Self {
+        Self(std::fs::metadata(format!("/proc/{pid}/exe")).ok().map(|meta| (meta.dev(), meta.ino())))
+    }
 }
 
 impl Container {
@@ -38,7 +51,7 @@ impl Container {
     /// # Errors
     /// If its first process is gone already.
     pub fn show(self: &Arc<Self>, foreign: Foreign) -> std::io::Result<()> {
-        let Foreign { spec, terminal, pid, hub, oom, restored } = foreign;
+        let Foreign { spec, terminal, pid, hub, oom, program, restored } = foreign;
         let pidfd = PidFd::open(pid)?;
         self.observe(&hub);
         let runtime = RuntimeCli::new(spec.runtime_config(&self.dir), self.reaper.clone(), self.id.as_str());
@@ -62,21 +75,19 @@ impl Container {
         let kind = if restored { EventKind::Restored } else { EventKind::Created };
         self.events.push(kind, "", pid, None, &[]);
         if !restored {
-            tokio::spawn(Arc::clone(self).follow_start(pid));
+            tokio::spawn(Arc::clone(self).follow_start(pid, program));
         }
         Ok(())
     }
 
     /// Nobody tells when the runtime has started it: then its first process executes another program than before.
-    async fn follow_start(self: Arc<Self>, pid: i32) {
-        let program = || std::fs::metadata(format!("/proc/{pid}/exe")).ok().map(|m| (m.dev(), m.ino()));
-        let before = program();
+    async fn follow_start(self: Arc<Self>, pid: i32, before: Program) {
         // Most are started at once; one that waits for a long time is not worth many wake-ups.
         for round in 0u32.. {
             if self.lock().status != Status::Created || self.exit().is_some() {
                 return;
             }
-            if program() != before {
+            if Program::of(pid) != before {
                 break;
             }
             let pause = if round < 50 { Duration::from_millis(100) } else { Duration::from_secs(2) };

@@ -11,7 +11,7 @@ use super::diag::Diag;
 use super::options::{Mode, Options};
 use crate::door::native::embed::Embedded;
 use crate::engine::container::Container;
-use crate::engine::foreign::Foreign;
+use crate::engine::foreign::{Foreign, Program};
 use crate::engine::hub::Hub;
 use crate::engine::oom::OomWatch;
 use crate::engine::reap::{Ended, Reaper};
@@ -36,7 +36,7 @@ impl Native {
         reaper: &Reaper,
         hub: &Arc<Hub>,
         oom: Option<Arc<OomWatch>>,
-        pid: i32,
+        (pid, program): (i32, Program),
     ) -> Self {
         let off = std::env::var_os(SWITCH).is_some_and(|value| value == "0");
         let Some(id) = options.cid.to_str().filter(|_| !off && !options.mode.is_exec()) else {
@@ -48,6 +48,7 @@ impl Native {
             pid,
             hub: Arc::clone(hub),
             oom,
+            program,
             restored: matches!(options.mode, Mode::Restore(_)),
         };
         let (id, diag, reaper) = (id.to_owned(), Arc::clone(diag), reaper.clone());

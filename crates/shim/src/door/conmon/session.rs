@@ -33,6 +33,7 @@ use crate::engine::attach::AttachOptions;
 use crate::engine::cgroup::Cgroups;
 use crate::engine::console::{ConsoleError, ConsoleSocket};
 use crate::engine::ctl::ControlFifo;
+use crate::engine::foreign::Program;
 use crate::engine::hub::{Hub, HubConfig};
 use crate::engine::oom::OomWatch;
 use crate::engine::pump::DrainPolicy;
@@ -324,6 +325,8 @@ impl Session {
                 return failed(&message, format!("Failed to read pidfile: {text}"));
             }
         };
+        // Before the caller knows of it and starts it.
+        let program = Program::of(pid);
         let init = self.reaper.watch(pid, since);
         if !exec || self.options.api_version {
             self.send(i64::from(pid), b"");
@@ -334,7 +337,7 @@ impl Session {
         if let Some(fd) = stdout {
             let _ = self.hub.add_output(Stream::Stdout, fd);
         }
-        self.watch_container(pid, &init).await
+        self.watch_container((pid, program), &init).await
     }
 
     fn use_terminal(&self, master: OwnedFd) -> bool {
@@ -351,7 +354,7 @@ impl Session {
         }
     }
 
-    async fn watch_container(&mut self, pid: i32, init: &ExitWatch) -> End {
+    async fn watch_container(&mut self, (pid, program): (i32, Program), init: &ExitWatch) -> End {
         let mut limit = self.options.timeout.map(|seconds| Box::pin(sleep_until(deadline(seconds))));
         let oom = match OomWatch::open(&Cgroups::of(pid)) {
             Ok(oom) => oom.map(Arc::new),
@@ -360,7 +363,8 @@ impl Session {
                 None
             }
         };
-        self.native = Native::open(&self.options, &self.diag, &self.reaper, &self.hub, oom.clone(), pid);
+        self.native =
+            Native::open(&self.options, &self.diag, &self.reaper, &self.hub, oom.clone(), (pid, program));
         let mut told = false;
         let end = loop {
             tokio::select! {
