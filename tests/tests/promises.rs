@@ -4,7 +4,10 @@ use pintle_client::{
     ErrorKind, EventKind, ExecOptions, ExecSyncOptions, ExitReason, Monitor, Status, has_shim,
     read_exit_record,
 };
-use pintle_tests::{Bundle, Native, process_alive, read_cri, rejoin, scaled, shim, wait_for, wait_for_async};
+use pintle_tests::{
+    Act, Bundle, FakeRuntime, Native, process_alive, read_cri, rejoin, scaled, shim, unique_id, wait_for,
+    wait_for_async,
+};
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -85,6 +88,67 @@ async fn a_container_survives_its_shim_and_is_adopted() {
     assert_eq!(counted(&c.log), 60000);
     let exit = monitor.stop(None, SOON).await.unwrap();
     true_or_unknown(&exit.reason, &ExitReason::Code(4));
+    monitor.delete(false).await.unwrap();
+    place.finish();
+}
+
+/// Wherever in a life the shim is lost, the next one knows how the container stands and in the end how it ended.
+#[tokio::test]
+async fn a_shim_may_be_lost_at_any_moment() {
+    let place = Native::new("anytime");
+    let rounds = scaled(12, 100);
+    let mut unknown = 0;
+    for round in 0..rounds {
+        let c = place
+            .create(&Bundle::sh("i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo $i; done; exit 7"))
+            .await;
+        let pid = c.shim_pid().await;
+        let m = c.monitor.clone();
+        let start = tokio::spawn(async move { m.start().await.is_ok() });
+        // Spread over start, run, end and rundown; where exactly does not matter, only that it varies.
+        tokio::time::sleep(Duration::from_millis(3 * round as u64)).await;
+        kill_hard(pid);
+        let _ = start.await;
+        let monitor = adopt(&place, &c.id).await;
+        let state = monitor.state().await.unwrap();
+        if state.status == Status::Created {
+            monitor.start().await.unwrap();
+        }
+        let exit = monitor.wait(Some(SOON)).await.unwrap();
+        true_or_unknown(&exit.reason, &ExitReason::Code(7));
+        unknown += usize::from(matches!(exit.reason, ExitReason::Unknown(_)));
+        // What is in the log is a true beginning of what it wrote.
+        counted(&c.log);
+        monitor.delete(true).await.unwrap();
+    }
+    println!("{unknown} of {rounds} ends were unknown");
+    place.finish();
+}
+
+/// A shim that is lost while the runtime creates leaves nothing that stands in the way.
+#[tokio::test]
+async fn a_shim_may_be_lost_during_create() {
+    let place = Native::new("birth");
+    let fake = FakeRuntime::new().on("create", Act::Delay(1000.0)).write(place.path());
+    let id = unique_id("b");
+    let mut options = place.options(&id, &Bundle::sh("exit 6"));
+    options.runtime.path = fake;
+    let monitor = place.shim(&id).await;
+    let pid = monitor.info().await.unwrap().pid;
+    let (m, o) = (monitor.clone(), options.clone());
+    let create = tokio::spawn(async move { m.create(&o).await.is_ok() });
+    wait_for_async("the runtime to run", async || {
+        FakeRuntime::calls(place.path()).iter().any(|c| c.contains("create")).then_some(()).ok_or("not yet")
+    })
+    .await;
+    kill_hard(u32::try_from(pid).unwrap());
+    assert!(!create.await.unwrap());
+    let monitor = adopt(&place, &id).await;
+    assert_eq!(monitor.state().await.unwrap().status, Status::Creating);
+    options.runtime.path = pintle_tests::runc();
+    monitor.create(&options).await.unwrap();
+    monitor.start().await.unwrap();
+    assert_eq!(monitor.wait(Some(SOON)).await.unwrap().reason, ExitReason::Code(6));
     monitor.delete(false).await.unwrap();
     place.finish();
 }

@@ -12,7 +12,7 @@ use super::hub::{Hub, HubConfig};
 use super::oom::OomWatch;
 use super::persist::{self, StateFile};
 use super::reap::{Ended, ExitWatch, Reaper};
-use super::record::read_exit_record;
+use super::record::{read_ending, read_exit_record, write_exit_record};
 use super::runtime::{RunIo, RuntimeCli};
 use super::{logs, rundown};
 use nix::fcntl::{OFlag, open};
@@ -25,8 +25,10 @@ use pintle_core::wall::WallTime;
 use pintle_sys::pidfd::PidFd;
 use pintle_sys::{clock, process};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 fn time(nanos: i64) -> Option<WallTime> {
     (nanos != 0).then(|| WallTime::from_unix_nanos(nanos))
@@ -43,7 +45,9 @@ pub async fn adopt(id: &str, dir: &Path, reaper: Reaper) -> Result<Arc<Container
     let Some(spec) = state.spec.clone() else { return Ok(container) };
     let runtime = RuntimeCli::new(spec.runtime_config(dir), reaper.clone(), id);
     if state.pid == 0 {
-        // It was lost while it created; what came of that is nobody's.
+        // It was lost while it created; what came of that is nobody's, once the runtime has stopped working on it.
+        settle_runtime_calls(dir, true).await;
+        sweep(dir);
         let _ = runtime.run(&RuntimeOp::Delete { force: true }, RunIo::default()).await;
         container.save();
         return Ok(container);
@@ -61,7 +65,17 @@ pub async fn adopt(id: &str, dir: &Path, reaper: Reaper) -> Result<Arc<Container
         inner.pipes = (state.stdout_inode, state.stderr_inode);
         inner.status = Status::Running;
     }
-    if let Ok(Some(record)) = read_exit_record(dir) {
+    // A start under way changes what is asked below.
+    settle_runtime_calls(dir, false).await;
+    sweep(dir);
+    let mut known = read_exit_record(dir).ok().flatten();
+    if let (None, Some(mut record)) = (&known, read_ending(dir)) {
+        // It was lost during the rundown. The end is known; what was left in the pipes went with the shim.
+        record.output_leaked = true;
+        write_exit_record(dir, &record).map_err(|e| Failure::file("write exit record in", dir, &e))?;
+        known = Some(record);
+    }
+    if let Some(record) = known {
         container.lock().status = Status::Stopped;
         container.ended.send_replace(Some(record));
         container.save();
@@ -102,6 +116,54 @@ pub async fn adopt(id: &str, dir: &Path, reaper: Reaper) -> Result<Arc<Container
     container.save();
     container.supervise(exit);
     Ok(container)
+}
+
+/// Waits for runtime calls of a lost shim to end, two seconds at most, or ends them. They are known by the files of the
+/// state directory that they name.
+async fn settle_runtime_calls(dir: &Path, kill: bool) {
+    let mark = dir.join(".");
+    let mark = mark.as_os_str().as_bytes();
+    for _ in 0..100 {
+        let mut found = false;
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+            let named = |pid| {
+                let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                memchr::memmem::find(&line, mark).is_some()
+            };
+            if named(pid) {
+                found = true;
+                if !kill {
+                    continue;
+                }
+                // Looked at again while it is held, against a recycled pid.
+                if let Ok(held) = PidFd::open(pid) {
+                    if named(pid) {
+                        let _ = held.signal(libc::SIGKILL);
+                    }
+                }
+            }
+        }
+        if !found {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Removes the small files of calls that a lost shim did not see the end of.
+fn sweep(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            if name.starts_with("pintle-term.") {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        } else if name.starts_with('.') {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Holds init, if it is still the process that the state names.

@@ -26,6 +26,8 @@ use tokio::time::Instant;
 pub const OUTPUT_DEFAULT: u64 = 16 * 1024 * 1024;
 /// Added to the caller's timeout for the runtime's own work: one that hangs must not hold the caller.
 const LAUNCH: Duration = Duration::from_secs(10);
+/// The most a caller may ask for: it is held in the shim's memory.
+pub const OUTPUT_LIMIT: u64 = 64 * 1024 * 1024;
 /// How long output of left-over processes is waited for after the end.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -75,7 +77,11 @@ impl Container {
             limit: timeout.map(|t| t + LAUNCH),
             ..Launch::default()
         };
-        let output = Output { kept: AtomicU64::new(0), max: max_output, truncated: AtomicBool::new(false) };
+        let output = Output {
+            kept: AtomicU64::new(0),
+            max: max_output.min(OUTPUT_LIMIT),
+            truncated: AtomicBool::new(false),
+        };
         let (mut out, mut err) = (Reader::default(), Reader::default());
         if !terminal {
             let pipes = stdio::Pipes::new(false)

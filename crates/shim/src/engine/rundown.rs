@@ -4,7 +4,7 @@ use super::container::{Container, Status};
 use super::events::EventKind;
 use super::pump::DrainPolicy;
 use super::reap::Ended;
-use super::record::write_exit_record;
+use super::record::{write_ending, write_exit_record};
 use super::{persist, tree};
 use pintle_core::cgroup::OomVerdict;
 use pintle_core::record::ExitRecord;
@@ -41,6 +41,22 @@ pub async fn run(container: &Arc<Container>, ended: Ended) {
         }
         verdict = oom.verdict(sigkilled);
     }
+    let mut record = ExitRecord {
+        id: container.id.clone(),
+        exec_id: String::new(),
+        pid,
+        exit: ended.exit,
+        oom: verdict,
+        started_at,
+        finished_at: ended.at,
+        boot_id: clock::boot_id(),
+        log_bytes_lost: 0,
+        output_leaked: false,
+    };
+    // The one thing that cannot be had a second time.
+    if let Err(error) = write_ending(&container.dir, &record) {
+        eprintln!("note the end of {}: {error}", container.id);
+    }
     // In a pid namespace of its own everything dies with init, so the execs end now; their ends are told first.
     if private {
         let all = async {
@@ -54,18 +70,6 @@ pub async fn run(container: &Arc<Container>, ended: Ended) {
         let _ = tree::signal_all(&cgroups, libc::SIGKILL);
     }
     // Drain, bounded: a left-over process may hold the streams for ever.
-    let mut record = ExitRecord {
-        id: container.id.clone(),
-        exec_id: String::new(),
-        pid,
-        exit: ended.exit,
-        oom: verdict,
-        started_at,
-        finished_at: ended.at,
-        boot_id: clock::boot_id(),
-        log_bytes_lost: 0,
-        output_leaked: false,
-    };
     if let Some(hub) = &hub {
         let drained = hub.drained(DrainPolicy { cap: spec.drain(), ..DrainPolicy::default() }).await;
         record.output_leaked = drained.leaked;
