@@ -170,6 +170,17 @@ fn the_size_limit_truncates_between_records() {
 }
 
 #[test]
+fn the_size_limit_brings_a_vanished_log_back() {
+    let mut rig = Rig::new(|c| c.limits.file = 60);
+    rig.out("old\n");
+    std::fs::rename(rig.dir.log(), rig.dir.0.join("kept")).unwrap();
+    std::fs::set_permissions(&rig.dir.0, std::fs::Permissions::from_mode(0o777)).unwrap();
+    rig.out("new\n");
+    assert_eq!(rig.dir.text("kept"), "stdout F old\n");
+    assert_eq!(rig.dir.text("log"), "stdout F new\n");
+}
+
+#[test]
 fn the_size_limit_counts_what_was_there_and_foreign_truncation() {
     let dir = Dir::new();
     std::fs::write(dir.log(), "x".repeat(140) + "\n").unwrap();
