@@ -278,8 +278,11 @@ pub fn exit(data: &[u8]) {
     use pintle_core::exit::WaitStatus;
     for bytes in data.chunks_exact(4) {
         let raw = bytes.iter().rev().fold(0u32, |sum, b| sum << 8 | u32::from(*b)) as i32;
-        let _ = WaitStatus::from_raw(raw);
-        let _ = WaitStatus::from_siginfo(raw & 7, raw >> 8);
+        for status in
+            [WaitStatus::from_raw(raw), WaitStatus::from_siginfo(raw & 7, raw >> 8)].into_iter().flatten()
+        {
+            assert_eq!(status.success(), status == WaitStatus::from_raw(0).expect("exit of 0"));
+        }
     }
 }
 
@@ -289,7 +292,7 @@ pub fn oom(data: &[u8]) {
     for bytes in data.chunks_exact(3) {
         let own = MemoryEvents { oom: bytes[0].into(), oom_kill: bytes[1].into(), ..MemoryEvents::default() };
         let parent = MemoryEvents { oom: bytes[2].into(), ..MemoryEvents::default() };
-        let _ = counter.observe(own, (bytes[2] % 2 == 0).then_some(parent));
-        let _ = counter.verdict(bytes[0] % 2 == 0);
+        std::hint::black_box(counter.observe(own, (bytes[2] % 2 == 0).then_some(parent)));
+        std::hint::black_box(counter.verdict(bytes[0] % 2 == 0));
     }
 }
