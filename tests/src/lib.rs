@@ -21,7 +21,9 @@ mod tools;
 mod wait;
 
 pub use bundle::{Bundle, rootfs};
-pub use census::{fds, parent_of, private_dirty_kib, process_alive, process_children, pss_kib, start_time, threads};
+pub use census::{
+    fds, parent_of, private_dirty_kib, process_alive, process_children, pss_kib, start_time, threads,
+};
 pub use conmon::{AttachClient, Conmon, Pipes, Running, pass_fds, process, write_fifo};
 pub use containerd::{Containerd, Event, Events, IMAGE, OURS, PEER};
 pub use crilog::{Record, parse_cri, read_cri, rejoin};

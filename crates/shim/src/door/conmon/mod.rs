@@ -15,6 +15,7 @@ mod pipes;
 mod places;
 mod runtime;
 mod session;
+mod trace;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -29,6 +29,7 @@ use super::options::{Mode, Options};
 use super::pipes::{Messages, strerror};
 use super::places::{self, Places};
 use super::runtime::{self, ChildStdio, Launch};
+use super::trace;
 use crate::engine::attach::AttachOptions;
 use crate::engine::cgroup::Cgroups;
 use crate::engine::console::{ConsoleError, ConsoleSocket};
@@ -80,6 +81,7 @@ struct Session {
 /// Runs to the end; returns the exit status of the process.
 pub(super) async fn run(mut boot: Boot) -> u8 {
     let diag = Arc::new(boot.diag);
+    trace::install(&diag);
     let fail = |sync: &mut Messages, text: &str| {
         diag.error(text);
         let _ = sync.send(-1, text.as_bytes());
