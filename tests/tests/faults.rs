@@ -590,3 +590,60 @@ fn mount_of(controllers: &str) -> String {
     }
     panic!("no mount for {controllers:?} in {mounts}");
 }
+
+/// The shim is killed at each step of a container's rundown. What it has written is whole; what it has not
+/// is had from an adopter, which tells the truth or that nobody can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_each_step_of_the_rundown() {
+    let native = Native::new("fstep");
+    let steps = ["reaped", "drained", "log-closed", "record-written", "exit-file-written", "saved", "told"];
+    for (n, step) in steps.into_iter().enumerate() {
+        let id = unique_id("step");
+        let mut config = native.spawn_config(&id);
+        config.env.push(("PINTLE_FAILPOINT".into(), step.into()));
+        let monitor = Monitor::spawn(config).await.expect("start a shim");
+        let shim = monitor.info().await.expect("info").pid as u32;
+        let mut options = native.options(&id, &Bundle::sh("echo one; echo two >&2; exit 7"));
+        let exits = native.path().join("exits");
+        fs::create_dir_all(&exits).expect("create a directory");
+        options.exit_dir = Some(exits.clone());
+        let log = options.logs[0].path.clone();
+        monitor.create(&options).await.expect("create");
+        // Its answer may be lost with the shim.
+        let _ = monitor.start().await;
+        wait_for("the shim to be killed", || !process_alive(shim));
+        let dir = monitor.dir().to_path_buf();
+
+        let recorded = n >= 3;
+        let raw = fs::read(dir.join("exit.json"));
+        assert_eq!(raw.is_ok(), recorded, "{step}: exit.json");
+        let record = pintle_client::read_exit_record(&dir);
+        assert_eq!(record.is_some(), recorded, "{step}: a record that is there is whole");
+        let code = fs::read_to_string(exits.join(&id));
+        assert_eq!(code.ok().as_deref(), (n >= 4).then_some("7"), "{step}: exit file");
+        if n >= 1 {
+            let records = read_cri(&log);
+            assert_eq!(rejoin(&records, "stdout"), b"one\n", "{step}");
+            assert_eq!(rejoin(&records, "stderr"), b"two\n", "{step}");
+        }
+
+        let mut config = native.spawn_config(&id);
+        config.args.push("--adopt".into());
+        let adopter = Monitor::spawn(config).await.unwrap_or_else(|e| panic!("{step}: adopt: {e:?}"));
+        let exit = adopter.wait(SOON).await.unwrap_or_else(|e| panic!("{step}: wait: {e:?}"));
+        match exit.reason {
+            ExitReason::Code(7) => {}
+            ExitReason::Unknown(_) if !recorded => {}
+            other => panic!("{step}: ended with {other:?}"),
+        }
+        let kept = pintle_client::read_exit_record(&dir).expect("a record");
+        assert_eq!(kept.reason, exit.reason, "{step}");
+        // Adoption neither repeats nor removes what the log holds.
+        if n >= 1 {
+            assert_eq!(rejoin(&read_cri(&log), "stdout"), b"one\n", "{step}");
+        }
+        adopter.delete(true).await.unwrap_or_else(|e| panic!("{step}: delete: {e:?}"));
+        pintle_tests::Leftovers::of(&id).assert_none();
+    }
+    native.finish();
+}

@@ -11,6 +11,7 @@ pub mod ctl;
 pub mod events;
 pub mod exec;
 pub mod execsync;
+pub mod failpoint;
 pub mod failure;
 pub mod foreign;
 pub mod handover;

@@ -2,6 +2,7 @@
 
 use super::container::{Container, Status};
 use super::events::EventKind;
+use super::failpoint::reached;
 use super::pump::DrainPolicy;
 use super::reap::Ended;
 use super::record::{write_ending, write_exit_record};
@@ -16,6 +17,7 @@ use std::time::Duration;
 /// Runs the steps after init was reaped.
 pub async fn run(container: &Arc<Container>, ended: Ended) {
     let _active = container.activity.read().await;
+    reached("reaped");
     // A start that is still being answered is told first.
     drop(container.starting.lock().await);
     let (pid, started_at, hub, oom, cgroups, execs, spec, private) = {
@@ -73,15 +75,18 @@ pub async fn run(container: &Arc<Container>, ended: Ended) {
     if let Some(hub) = &hub {
         let drained = hub.drained(DrainPolicy { cap: spec.drain(), ..DrainPolicy::default() }).await;
         record.output_leaked = drained.leaked;
+        reached("drained");
         // Flush, fsync, close the log; attach clients get their ends.
         if let Err(error) = hub.finish(true).await {
             eprintln!("finish log of {}: {error}", container.id);
         }
         record.log_bytes_lost = hub.counters().losses.total();
     }
+    reached("log-closed");
     if let Err(error) = write_exit_record(&container.dir, &record) {
         eprintln!("write exit record of {}: {error}", container.id);
     }
+    reached("record-written");
     if let Some(dir) = &spec.exit_dir {
         let path = dir.join(&container.id);
         if let Err(error) =
@@ -90,6 +95,7 @@ pub async fn run(container: &Arc<Container>, ended: Ended) {
             eprintln!("write {}: {error}", path.display());
         }
     }
+    reached("exit-file-written");
     {
         let mut inner = container.lock();
         if inner.status != Status::Deleted {
@@ -100,8 +106,10 @@ pub async fn run(container: &Arc<Container>, ended: Ended) {
         inner.oom = None;
     }
     container.save();
+    reached("saved");
     container.events.push(EventKind::Exited, "", pid, Some(record.clone()), &[]);
     container.ended.send_replace(Some(record));
+    reached("told");
     run_exit_command(container, &spec.exit_command);
     // The burst is over; what the buffers used goes back.
     pintle_sys::mem::trim();
