@@ -164,6 +164,12 @@ pub enum Error {
     /// The shim dropped this client of its stdio.
     #[error("the shim dropped this stdio client: {0}")]
     Dropped(String),
+    /// A path that is not UTF-8 cannot be told to the shim.
+    #[error("path {} is not UTF-8", path.display())]
+    BadPath {
+        /// The path.
+        path: PathBuf,
+    },
     /// The answer broke the protocol.
     #[error("malformed answer: {0}")]
     Protocol(String),

@@ -13,10 +13,12 @@
 //! Everything runs on the caller's tokio runtime, which needs I/O and time enabled.
 #![deny(missing_docs)]
 
+mod connection;
 mod error;
 mod events;
 mod exec;
 mod monitor;
+mod options;
 mod socket;
 mod spawn;
 mod state_dir;
@@ -29,13 +31,16 @@ pub use error::{CallError, Error, ErrorKind, Result};
 pub use events::EventStream;
 pub use exec::{Attached, Exec};
 pub use monitor::{DEFAULT_TIMEOUT, Monitor};
+pub use options::{
+    CheckpointOptions, CreateOptions, ExecOptions, ExecSyncOptions, LogOptions, RestoreOptions,
+    RuntimeOptions,
+};
 /// Messages of the protocol, for what has no type of its own here (parts of [`Stats`]).
 pub use pintle_proto::monitor as proto;
 pub use spawn::{SpawnConfig, default_shim};
 pub use state_dir::{Entry, default_root, has_shim, read_exit_record, scan};
 pub use stdio::{OutputReader, StdinWriter, Stdio, StdioControl, StdioEnd};
 pub use types::{
-    CheckpointOptions, CreateOptions, Event, EventKind, ExecOptions, ExecOutput, ExecState, ExecSyncOptions,
-    Exit, ExitReason, Info, IoCounters, LogOptions, ProcessId, RestoreOptions, RuntimeOptions, State, Stats,
+    Event, EventKind, ExecOutput, ExecState, Exit, ExitReason, Info, IoCounters, ProcessId, State, Stats,
     Status,
 };

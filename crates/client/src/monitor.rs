@@ -1,37 +1,23 @@
 //! One shim as a handle: every call of the protocol, with time limits and reconnection.
 
 use crate::{
+    connection::Shared,
     error::{Error, Result},
     events::EventStream,
     exec::{Attached, Exec},
-    socket::{connect_patiently, nobody_there},
+    options::{CheckpointOptions, CreateOptions, ExecOptions, ExecSyncOptions, RestoreOptions, text},
     stdio::Pending,
-    types::{
-        CheckpointOptions, CreateOptions, Event, ExecOptions, ExecOutput, ExecSyncOptions, Exit, Info,
-        ProcessId, RestoreOptions, State, Stats, millis, pid, time,
-    },
+    types::{Event, ExecOutput, Exit, Info, ProcessId, State, Stats, millis, pid, time},
 };
-use nix::sys::socket::SockType;
 use pintle_proto::monitor::{self as wire, service::MonitorClient};
 use protobuf::MessageField;
 use std::{
-    future::Future,
     io,
-    os::unix::net::UnixStream as StdUnixStream,
     path::{Path, PathBuf},
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll, ready},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    net::UnixStream,
-    sync::Mutex,
-};
+use tokio::io::AsyncReadExt;
 
 /// Time limit of calls that have none of their own.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -67,59 +53,9 @@ pub struct Monitor {
     timeout: Duration,
 }
 
-struct Shared {
-    dir: PathBuf,
-    connection: Mutex<Option<Connection>>,
-}
-
-#[derive(Clone)]
-struct Connection {
-    client: MonitorClient,
-    closed: Arc<AtomicBool>,
-}
-
 impl std::fmt::Debug for Monitor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Monitor").field("dir", &self.shared.dir).finish_non_exhaustive()
-    }
-}
-
-/// A stream that remembers that its peer is gone, so that no call is sent into the void.
-struct Watched {
-    stream: UnixStream,
-    closed: Arc<AtomicBool>,
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
-        if result.is_err() || (buf.filled().len() == before && buf.remaining() > 0) {
-            self.closed.store(true, Ordering::Release);
-        }
-        Poll::Ready(result)
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let result = ready!(Pin::new(&mut self.stream).poll_write(cx, buf));
-        if result.is_err() {
-            self.closed.store(true, Ordering::Release);
-        }
-        Poll::Ready(result)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -127,7 +63,7 @@ impl Monitor {
     /// A handle on the shim of a state directory. Nothing is connected yet; the first call tells
     /// [`Error::NotRunning`] if no shim is there.
     pub fn at(dir: impl Into<PathBuf>) -> Self {
-        let shared = Shared { dir: dir.into(), connection: Mutex::new(None) };
+        let shared = Shared::new(dir.into());
         Self { shared: Arc::new(shared), timeout: DEFAULT_TIMEOUT }
     }
 
@@ -137,7 +73,7 @@ impl Monitor {
     /// [`Error::NotRunning`] if no shim is there.
     pub async fn connect(dir: impl Into<PathBuf>) -> Result<Self> {
         let monitor = Self::at(dir);
-        monitor.connection().await?;
+        monitor.shared.connection().await?;
         Ok(monitor)
     }
 
@@ -152,70 +88,6 @@ impl Monitor {
         &self.shared.dir
     }
 
-    async fn connection(&self) -> Result<Connection> {
-        let mut slot = self.shared.connection.lock().await;
-        if let Some(connection) = slot.as_ref().filter(|c| !c.closed.load(Ordering::Acquire)) {
-            return Ok(connection.clone());
-        }
-        *slot = None;
-        let dir = &self.shared.dir;
-        let context = || format!("connecting to {}", dir.join("monitor.sock").display());
-        let fd = connect_patiently(dir, "monitor.sock", SockType::Stream).await.map_err(|error| {
-            if nobody_there(&error) {
-                Error::NotRunning { dir: dir.clone() }
-            } else {
-                Error::io(context())(error)
-            }
-        })?;
-        let stream = UnixStream::from_std(StdUnixStream::from(fd)).map_err(Error::io(context()))?;
-        let closed = Arc::new(AtomicBool::new(false));
-        let socket = ttrpc::r#async::transport::Socket::new(Watched { stream, closed: closed.clone() });
-        let client = MonitorClient::new(ttrpc::r#async::Client::new(socket));
-        let connection = Connection { client, closed };
-        *slot = Some(connection.clone());
-        Ok(connection)
-    }
-
-    /// One call. `limit` of `None` waits for ever. A call that only asks is sent once more if the
-    /// connection broke under it.
-    async fn call<T, F, Fut>(
-        &self,
-        name: &'static str,
-        asks: bool,
-        limit: Option<Duration>,
-        send: F,
-    ) -> Result<T>
-    where
-        F: Fn(MonitorClient, ttrpc::context::Context) -> Fut,
-        Fut: Future<Output = ttrpc::Result<T>>,
-    {
-        let dir = &self.shared.dir;
-        let once = async || {
-            let connection = self.connection().await?;
-            // The limit is kept here: one that ttrpc knows would end the shim's side as well.
-            let context = ttrpc::context::Context::default();
-            let result = send(connection.client.clone(), context).await;
-            result.map_err(|error| {
-                let error = Error::from_ttrpc(error, dir);
-                if matches!(error, Error::Disconnected { .. }) {
-                    connection.closed.store(true, Ordering::Release);
-                }
-                error
-            })
-        };
-        let work = async {
-            match once().await {
-                Err(Error::Disconnected { .. }) if asks => once().await,
-                other => other,
-            }
-        };
-        let Some(limit) = limit else { return work.await };
-        match tokio::time::timeout(limit, work).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::Timeout { dir: dir.clone(), call: name, limit }),
-        }
-    }
-
     /// Versions and abilities of the shim.
     ///
     /// # Errors
@@ -223,7 +95,7 @@ impl Monitor {
     pub async fn info(&self) -> Result<Info> {
         let request = wire::InfoRequest::new();
         let send = async |c: MonitorClient, x| c.info(x, &request).await;
-        Ok(self.call("Info", true, Some(self.timeout), send).await?.into())
+        Ok(self.shared.call("Info", true, Some(self.timeout), send).await?.into())
     }
 
     /// Runs the runtime's create; the container's first process then waits for
@@ -232,10 +104,10 @@ impl Monitor {
     /// # Errors
     /// If the bundle, a log or the runtime is at fault; nothing is left behind then.
     pub async fn create(&self, options: &CreateOptions) -> Result<ProcessId> {
-        let request = options.to_wire();
+        let request = options.to_wire()?;
         let limit = options.limit() + GRACE;
         let send = async |c: MonitorClient, x| c.create(x, &request).await;
-        let answer = self.call("Create", false, Some(limit), send).await?;
+        let answer = self.shared.call("Create", false, Some(limit), send).await?;
         Ok(ProcessId { pid: pid(answer.pid), start: answer.pid_start })
     }
 
@@ -246,7 +118,7 @@ impl Monitor {
     pub async fn start(&self) -> Result<Option<SystemTime>> {
         let request = wire::StartRequest::new();
         let send = async |c: MonitorClient, x| c.start(x, &request).await;
-        Ok(time(self.call("Start", false, Some(self.timeout), send).await?.started_at))
+        Ok(time(self.shared.call("Start", false, Some(self.timeout), send).await?.started_at))
     }
 
     /// A snapshot of the container and its execs. Runs nothing and never blocks in the shim.
@@ -256,7 +128,7 @@ impl Monitor {
     pub async fn state(&self) -> Result<State> {
         let request = wire::StateRequest::new();
         let send = async |c: MonitorClient, x| c.state(x, &request).await;
-        Ok(self.call("State", true, Some(self.timeout), send).await?.into())
+        Ok(self.shared.call("State", true, Some(self.timeout), send).await?.into())
     }
 
     /// Waits for the end of the container; `None` waits for ever. Everything it wrote is in its log
@@ -281,7 +153,7 @@ impl Monitor {
         request.exec_id = exec_id.into();
         request.timeout_ms = limit.map(|l| millis(l).max(1)).unwrap_or_default();
         let send = async |c: MonitorClient, x| c.wait(x, &request).await;
-        exit(self.call("Wait", true, limit.map(|l| l + GRACE), send).await?.exit)
+        exit(self.shared.call("Wait", true, limit.map(|l| l + GRACE), send).await?.exit)
     }
 
     /// The events after a sequence number (0: all the shim still holds), waiting up to `limit` for
@@ -294,7 +166,7 @@ impl Monitor {
         request.after = after;
         request.timeout_ms = millis(limit);
         let send = async |c: MonitorClient, x| c.poll_events(x, &request).await;
-        let answer = self.call("PollEvents", true, Some(limit + GRACE), send).await?;
+        let answer = self.shared.call("PollEvents", true, Some(limit + GRACE), send).await?;
         Ok(answer.events.into_iter().filter_map(Event::from_wire).collect())
     }
 
@@ -326,7 +198,7 @@ impl Monitor {
         request.signal = u32::try_from(signal).unwrap_or(u32::MAX);
         request.all = all;
         let send = async |c: MonitorClient, x| c.kill(x, &request).await;
-        self.call("Kill", false, Some(self.timeout), send).await.map(drop)
+        self.shared.call("Kill", false, Some(self.timeout), send).await.map(drop)
     }
 
     /// Sends the stop signal (`None`: the image's, or SIGTERM), SIGKILL after the timeout, and
@@ -340,7 +212,7 @@ impl Monitor {
         request.signal = signal.map(|s| u32::try_from(s).unwrap_or(u32::MAX)).unwrap_or_default();
         request.timeout_ms = millis(timeout);
         let send = async |c: MonitorClient, x| c.stop(x, &request).await;
-        exit(self.call("Stop", true, None, send).await?.exit)
+        exit(self.shared.call("Stop", true, None, send).await?.exit)
     }
 
     /// Removes a container that has ended (or any, with `force`); the shim then ends. Gives how it
@@ -352,7 +224,7 @@ impl Monitor {
         let mut request = wire::DeleteRequest::new();
         request.force = force;
         let send = async |c: MonitorClient, x| c.delete(x, &request).await;
-        let answer = self.call("Delete", false, Some(self.timeout), send).await?;
+        let answer = self.shared.call("Delete", false, Some(self.timeout), send).await?;
         Ok(answer.exit.into_option().map(Exit::from_wire))
     }
 
@@ -363,7 +235,7 @@ impl Monitor {
     pub async fn pause(&self) -> Result<()> {
         let request = wire::PauseRequest::new();
         let send = async |c: MonitorClient, x| c.pause(x, &request).await;
-        self.call("Pause", false, Some(self.timeout), send).await.map(drop)
+        self.shared.call("Pause", false, Some(self.timeout), send).await.map(drop)
     }
 
     /// Thaws all processes.
@@ -373,7 +245,7 @@ impl Monitor {
     pub async fn resume(&self) -> Result<()> {
         let request = wire::ResumeRequest::new();
         let send = async |c: MonitorClient, x| c.resume(x, &request).await;
-        self.call("Resume", false, Some(self.timeout), send).await.map(drop)
+        self.shared.call("Resume", false, Some(self.timeout), send).await.map(drop)
     }
 
     /// Changes resource limits: `linux.resources` of the OCI runtime specification, as JSON.
@@ -384,7 +256,7 @@ impl Monitor {
         let mut request = wire::UpdateRequest::new();
         request.resources_json = resources_json.into();
         let send = async |c: MonitorClient, x| c.update(x, &request).await;
-        self.call("Update", false, Some(self.timeout), send).await.map(drop)
+        self.shared.call("Update", false, Some(self.timeout), send).await.map(drop)
     }
 
     /// Starts one more process in the container.
@@ -392,14 +264,14 @@ impl Monitor {
     /// # Errors
     /// If the container is not running or the process cannot be started; then nothing runs.
     pub async fn exec(&self, options: &ExecOptions) -> Result<Exec> {
-        let mut request = options.to_wire();
+        let mut request = options.to_wire()?;
         let pending = match options.stdio {
             true => Some(Pending::connect(self.dir()).await?),
             false => None,
         };
         request.stdio_token = pending.as_ref().map(|p| p.token.clone()).unwrap_or_default();
         let send = async |c: MonitorClient, x| c.exec(x, &request).await;
-        let answer = self.call("Exec", false, Some(self.timeout), send).await?;
+        let answer = self.shared.call("Exec", false, Some(self.timeout), send).await?;
         Ok(Exec {
             monitor: self.clone(),
             id: answer.exec_id,
@@ -414,7 +286,7 @@ impl Monitor {
     /// If the process cannot be started. One that fails, is killed or overruns its time is no
     /// error: see [`ExecOutput`].
     pub async fn exec_sync(&self, options: &ExecSyncOptions) -> Result<ExecOutput> {
-        let mut request = options.to_wire();
+        let mut request = options.to_wire()?;
         let limit = options.timeout.map(|t| t + GRACE + self.timeout);
         let inline = options.max_output.is_some_and(|max| (1..=INLINE_OUTPUT).contains(&max));
         let pending = match inline {
@@ -423,7 +295,7 @@ impl Monitor {
         };
         request.stdio_token = pending.as_ref().map(|p| p.token.clone()).unwrap_or_default();
         let send = async |c: MonitorClient, x| c.exec_sync(x, &request).await;
-        let call = self.call("ExecSync", false, limit, send);
+        let call = self.shared.call("ExecSync", false, limit, send);
         let (answer, stdout, stderr) = match pending {
             None => {
                 let mut answer = call.await?;
@@ -474,7 +346,7 @@ impl Monitor {
         request.exec_id = exec_id.into();
         request.force = force;
         let send = async |c: MonitorClient, x| c.delete_exec(x, &request).await;
-        let answer = self.call("DeleteExec", false, Some(self.timeout), send).await?;
+        let answer = self.shared.call("DeleteExec", false, Some(self.timeout), send).await?;
         Ok(answer.exit.into_option().map(Exit::from_wire))
     }
 
@@ -488,7 +360,7 @@ impl Monitor {
         request.columns = columns.into();
         request.rows = rows.into();
         let send = async |c: MonitorClient, x| c.resize_pty(x, &request).await;
-        self.call("ResizePty", false, Some(self.timeout), send).await.map(drop)
+        self.shared.call("ResizePty", false, Some(self.timeout), send).await.map(drop)
     }
 
     /// Closes stdin of a process (empty `exec_id`: the container's) once everything sent is
@@ -500,7 +372,7 @@ impl Monitor {
         let mut request = wire::CloseStdinRequest::new();
         request.exec_id = exec_id.into();
         let send = async |c: MonitorClient, x| c.close_stdin(x, &request).await;
-        self.call("CloseStdin", false, Some(self.timeout), send).await.map(drop)
+        self.shared.call("CloseStdin", false, Some(self.timeout), send).await.map(drop)
     }
 
     /// Attaches to the container, with output from now on; `stdin` feeds its stdin too.
@@ -528,7 +400,7 @@ impl Monitor {
         request.stdout = true;
         request.stderr = true;
         let send = async |c: MonitorClient, x| c.attach(x, &request).await;
-        let answer = self.call("Attach", false, Some(self.timeout), send).await?;
+        let answer = self.shared.call("Attach", false, Some(self.timeout), send).await?;
         Ok(Attached { terminal: answer.terminal, stdio: pending.into_stdio() })
     }
 
@@ -540,7 +412,7 @@ impl Monitor {
     pub async fn reopen_log(&self) -> Result<Option<(u64, u64)>> {
         let request = wire::ReopenLogRequest::new();
         let send = async |c: MonitorClient, x| c.reopen_log(x, &request).await;
-        let answer = self.call("ReopenLog", false, Some(self.timeout), send).await?;
+        let answer = self.shared.call("ReopenLog", false, Some(self.timeout), send).await?;
         Ok((answer.inode != 0).then_some((answer.device, answer.inode)))
     }
 
@@ -551,7 +423,7 @@ impl Monitor {
     pub async fn stats(&self) -> Result<Stats> {
         let request = wire::StatsRequest::new();
         let send = async |c: MonitorClient, x| c.stats(x, &request).await;
-        self.call("Stats", true, Some(self.timeout), send).await
+        self.shared.call("Stats", true, Some(self.timeout), send).await
     }
 
     /// Checkpoints the container with CRIU, through the runtime. No time limit but the caller's.
@@ -559,9 +431,9 @@ impl Monitor {
     /// # Errors
     /// If the runtime fails; see its log in the work directory.
     pub async fn checkpoint(&self, options: &CheckpointOptions) -> Result<()> {
-        let request = options.to_wire();
+        let request = options.to_wire()?;
         let send = async |c: MonitorClient, x| c.checkpoint(x, &request).await;
-        self.call("Checkpoint", false, None, send).await.map(drop)
+        self.shared.call("Checkpoint", false, None, send).await.map(drop)
     }
 
     /// Restores a container with CRIU, through the runtime, instead of create and start.
@@ -569,10 +441,10 @@ impl Monitor {
     /// # Errors
     /// If the runtime fails; see its log in the work directory.
     pub async fn restore(&self, options: &RestoreOptions) -> Result<ProcessId> {
-        let request = options.to_wire();
+        let request = options.to_wire()?;
         let limit = options.create.limit() + GRACE;
         let send = async |c: MonitorClient, x| c.restore(x, &request).await;
-        let answer = self.call("Restore", false, Some(limit), send).await?;
+        let answer = self.shared.call("Restore", false, Some(limit), send).await?;
         Ok(ProcessId { pid: pid(answer.pid), start: answer.pid_start })
     }
 
@@ -583,13 +455,13 @@ impl Monitor {
     /// If the executable does not take over; the old shim goes on then.
     pub async fn upgrade(&self, executable: Option<&Path>) -> Result<String> {
         let mut request = wire::UpgradeRequest::new();
-        request.executable = executable.map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
-        let connection = self.connection().await?;
+        request.executable = executable.map_or(Ok(String::new()), text)?;
+        let connection = self.shared.connection().await?;
         let send = async |c: MonitorClient, x| c.upgrade(x, &request).await;
-        let old = self.call("Upgrade", false, Some(self.timeout), send).await?.old_version;
+        let old = self.shared.call("Upgrade", false, Some(self.timeout), send).await?.old_version;
         // The answer comes before the change, and the change closes the connection.
         let changed = async {
-            while !connection.closed.load(Ordering::Acquire) {
+            while !connection.is_closed() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
@@ -607,7 +479,7 @@ impl Monitor {
         let mut request = wire::ShutdownRequest::new();
         request.force = force;
         let send = async |c: MonitorClient, x| c.shutdown(x, &request).await;
-        match self.call("Shutdown", false, Some(self.timeout), send).await {
+        match self.shared.call("Shutdown", false, Some(self.timeout), send).await {
             // It may be gone before its answer is.
             Ok(_) | Err(Error::Disconnected { .. } | Error::NotRunning { .. }) => Ok(()),
             Err(error) => Err(error),
