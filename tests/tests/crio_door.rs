@@ -274,7 +274,7 @@ fn exec_sync_failure_and_timeout() {
     assert!(message.contains("exec failed"), "{message}");
     assert!(out.is_empty() && err.is_empty());
     let (code, message, out, _) =
-        container.exec_result(&["sh", "-c", "echo before; sleep 1000"], &["-T", "1"]);
+        container.exec_result(&["sh", "-c", "echo before; sleep 1000"], &["-T", "4"]);
     assert_eq!((code, message.as_str()), (-1, "command timed out"));
     assert_eq!(out, b"before\n");
 }

@@ -117,7 +117,7 @@ fn the_timeout_of_an_exec() {
         let dir = TempDir::new("xe");
         let parent = parent(&dir);
         let call =
-            Conmon::exec(&parent.call, &process(&["sh", "-c", "echo before; sleep 1000"])).args(["-T", "1"]);
+            Conmon::exec(&parent.call, &process(&["sh", "-c", "echo before; sleep 1000"])).args(["-T", "4"]);
         let log = call.path("log");
         let call = call.replace("-l", &log).arg("--sync");
         let mut run = if api { call } else { legacy(call) }.start();

@@ -29,9 +29,21 @@ fn golden(log: &[u8]) -> String {
 #[test]
 fn k8s_file_golden() {
     let dir = TempDir::new("lg");
-    let script = "printf 'one\\ntwo\\n'; sleep 0.2; echo; sleep 0.2; printf 'part'; sleep 0.2; printf 'rest\\n'; \
-                  sleep 0.2; printf 'err\\n' >&2; sleep 0.2; printf 'cr\\r\\n'; sleep 0.2; printf 'open'";
-    let run = run(&dir, script, &[]);
+    let steps = dir.path().join("steps");
+    fs::create_dir(&steps).expect("create");
+    // Each write is read for itself: the next one waits until the last one is in the log.
+    let script = "w() { until [ -e /mnt/$1 ]; do sleep 0.02; done; }; printf 'one\\ntwo\\n'; w 1; echo; w 2; \
+                  printf 'part'; w 3; printf 'rest\\n'; w 4; printf 'err\\n' >&2; w 5; printf 'cr\\r\\n'; w 6; \
+                  printf 'open'";
+    let mut run = Conmon::create(&dir, &Bundle::sh(script).bind(&steps, "/mnt")).start();
+    run.begin();
+    let records = ["F two\n", "F \n", "P part\n", "F rest\n", "stderr F err\n", "F cr\r\n"];
+    for (number, record) in records.iter().enumerate() {
+        run.logged(record);
+        fs::write(steps.join((number + 1).to_string()), "").expect("write");
+    }
+    run.exit_file();
+    run.gone();
     assert_eq!(
         golden(&run.log()),
         "TIME stdout F one\nTIME stdout F two\nTIME stdout F \nTIME stdout P part\nTIME stdout F rest\n\

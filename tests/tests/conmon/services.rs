@@ -66,7 +66,8 @@ fn a_host_socket_that_comes_and_goes_does_not_end_the_relay() {
     pintle_tests::let_pass(std::time::Duration::from_millis(100));
     let host = UnixDatagram::bind(&path).expect("bind");
     container.send(b"READY=1").expect("send");
-    assert_eq!(receive(&host), "READY=1");
+    // A slow monitor may have found the new socket for the first message already.
+    while receive(&host) != "READY=1" {}
 }
 
 #[test]

@@ -124,7 +124,7 @@ fn stop_by_timeout(world: &World) -> Result<()> {
 
 fn run_timeout(world: &World) -> Result<()> {
     let name = world.id("rto");
-    let done = world.any(&["run", "--timeout", "1", "--name", &name, IMAGE, "sleep", "1000"])?;
+    let done = world.any(&["run", "--timeout", "3", "--name", &name, IMAGE, "sleep", "1000"])?;
     ensure!(!done.status.success(), "{done:?}");
     ensure!(world.field(&name, ".State.Status")? == "exited");
     world.remove(&name)
