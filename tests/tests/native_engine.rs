@@ -6,6 +6,7 @@ use pintle_client::{
 };
 use pintle_tests::{
     Act, Bundle, FakeRuntime, Native, process_alive, process_children, scaled, unique_id, wait_for,
+    wait_for_async,
 };
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -180,12 +181,10 @@ async fn a_later_stop_shortens_the_first() {
     wait_for("the trap to be set", || std::fs::read_to_string(&c.log).is_ok_and(|t| t.contains("ready")));
     let m = c.monitor.clone();
     let patient = tokio::spawn(async move { m.stop(None, Duration::from_secs(3600)).await });
-    loop {
-        if c.state().await.stopping {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    wait_for_async("the stop to be under way", async || {
+        c.state().await.stopping.then_some(()).ok_or("not yet")
+    })
+    .await;
     // Lengthening does nothing, state stays readable, new execs are refused.
     let m = c.monitor.clone();
     let longer = tokio::spawn(async move { m.stop(None, Duration::from_secs(7200)).await });
@@ -356,9 +355,11 @@ async fn a_client_that_vanishes_does_not_stop_what_it_asked_for() {
     });
     call.await.unwrap();
     let other = Monitor::connect(monitor.dir()).await.unwrap();
-    while other.state().await.unwrap().status != Status::Created {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    wait_for_async("the container to be created", async || {
+        let status = other.state().await.unwrap().status;
+        if status == Status::Created { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
     let m = monitor.clone();
     let start = tokio::spawn(async move {
         let _ = Monitor::at(m.dir()).with_timeout(Duration::from_millis(100)).start().await;

@@ -202,13 +202,12 @@ async fn upgraded(monitor: &Monitor, times: usize) {
     let before = monitor.info().await.unwrap().pid;
     monitor.upgrade(Some(&shim())).await.unwrap();
     // The connection ends with the old image; the event says that the new one serves.
-    loop {
-        let events = monitor.poll_events(0, Duration::ZERO).await;
-        if events.is_ok_and(|e| e.iter().filter(|e| e.kind == EventKind::Upgraded).count() >= times) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    wait_for_async("the new image to serve", async || {
+        let events = monitor.poll_events(0, Duration::ZERO).await.map_err(|e| e.to_string())?;
+        let seen = events.iter().filter(|e| e.kind == EventKind::Upgraded).count();
+        if seen >= times { Ok(()) } else { Err(format!("{seen} of {times}")) }
+    })
+    .await;
     assert_eq!(monitor.info().await.unwrap().pid, before, "another process");
 }
 
@@ -266,17 +265,17 @@ async fn an_upgrade_that_does_not_fit_is_refused() {
     }
     // An operation that lives in the old image only is not cut off.
     let m = c.monitor.clone();
-    let busy = tokio::spawn(async move { m.exec_sync(&sh("sleep 15; echo whole")).await });
+    let busy = tokio::spawn(async move {
+        m.exec_sync(&sh("touch /tmp/began; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo whole")).await
+    });
     wait_for_async("the exec to run", async || {
-        let runs = std::fs::read_dir("/proc").unwrap().flatten().any(|e| {
-            let line = std::fs::read(e.path().join("cmdline")).unwrap_or_default();
-            line.starts_with(b"/bin/sh\0-c\0sleep 15; echo whole")
-        });
-        runs.then_some(()).ok_or("not yet")
+        let out = c.monitor.exec_sync(&sh("test -e /tmp/began")).await.map_err(|e| e.to_string())?;
+        (out.exit.reason == ExitReason::Code(0)).then_some(()).ok_or_else(|| "not yet".to_owned())
     })
     .await;
     let error = c.monitor.upgrade(Some(&shim())).await.unwrap_err();
     assert_eq!(error.kind(), Some(ErrorKind::Unavailable), "{error}");
+    c.monitor.exec_sync(&sh("touch /tmp/go")).await.unwrap();
     assert_eq!(busy.await.unwrap().unwrap().stdout, b"whole\n");
     assert_eq!(c.shim_pid().await, pid);
     let out = c.monitor.exec_sync(&sh("exit 3")).await.unwrap();

@@ -66,7 +66,7 @@ pub async fn run(container: &Arc<Container>, ended: Ended) {
                 exec.wait().await;
             }
         };
-        let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
+        let _ = tokio::time::timeout(Duration::from_secs(10), all).await;
     } else if cgroups.populated() == Some(true) && container.lock().stop.is_some() {
         // Being stopped means all of it.
         let _ = tree::signal_all(&cgroups, libc::SIGKILL);

@@ -32,7 +32,7 @@ const QUIESCE: Duration = Duration::from_secs(5);
 /// Time for the answer of the upgrade call to leave.
 const ANSWER: Duration = Duration::from_millis(30);
 /// How long the new program may take to say whether it understands the state.
-const CHECK: Duration = Duration::from_secs(10);
+const CHECK: Duration = Duration::from_secs(30);
 
 /// A request for the main task.
 pub(super) struct Request {
