@@ -388,7 +388,7 @@ impl Task {
     /// What the shim answers.
     ///
     /// # Panics
-    /// When the connection fails, or the answer takes longer than a minute.
+    /// When the connection fails, or the answer takes longer than four minutes.
     pub async fn call<A: Message, B: Message>(&self, method: &str, request: &A) -> Result<B, Refused> {
         let request = ttrpc::proto::Request {
             service: self.service.to_owned(),
@@ -396,8 +396,8 @@ impl Task {
             payload: request.write_to_bytes().expect("encode"),
             ..Default::default()
         };
-        let answer = tokio::time::timeout(Duration::from_secs(60), self.client.request(request));
-        match answer.await.unwrap_or_else(|_| panic!("{method}: no answer within a minute")) {
+        let answer = tokio::time::timeout(Duration::from_secs(240), self.client.request(request));
+        match answer.await.unwrap_or_else(|_| panic!("{method}: no answer within four minutes")) {
             Ok(answer) => Ok(B::parse_from_bytes(&answer.payload).expect("decode")),
             Err(ttrpc::Error::RpcStatus(status)) => Err(Refused(status.code(), status.message().to_owned())),
             Err(e) => panic!("{method}: {e}"),
