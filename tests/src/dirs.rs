@@ -8,7 +8,8 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A container id that no other test uses: `pt` + what it is for + process + number.
 pub fn unique_id(tag: &str) -> String {
-    format!("pt{tag}{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    // The letter at the end keeps an id from being the beginning of another one.
+    format!("pt{tag}{}x{}z", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A directory of one test, with a short path (Unix sockets end at 107 bytes), removed on drop.
