@@ -1,10 +1,11 @@
 //! Attach clients: packets out with bounded patience, packets in to stdin.
 
+use super::client::{Client, OVERHEAD};
 use super::hub::{Hub, HubEvent, State};
 use super::ready::async_fd;
 use super::stdin::{Feeder, Pending};
 use bytes::Bytes;
-use pintle_core::attach::{ClientPacket, KIND_CONTROL, MAX_OUTPUT, kind_of};
+use pintle_core::attach::{ClientPacket, KIND_CONTROL, kind_of};
 use pintle_core::line::Stream;
 use pintle_core::queue::{ClientQueue, Verdict};
 use pintle_sys::seqpacket::{self, Received};
@@ -21,8 +22,6 @@ use tokio::time::Instant;
 
 /// The longest packet taken from a client.
 const MAX_INPUT: usize = 256 * 1024;
-/// What a queued packet costs besides its bytes, so that many small ones stay within the budget, too.
-const OVERHEAD: u64 = 64;
 /// Clients read and write.
 const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
@@ -61,84 +60,6 @@ impl AttachOptions {
             Stream::Stdout => self.stdout,
             Stream::Stderr => self.stderr,
         }
-    }
-}
-
-/// One connection.
-pub(super) struct Client {
-    pub(super) id: ClientId,
-    pub(super) fd: Arc<AsyncFd<OwnedFd>>,
-    pub(super) options: AttachOptions,
-    pub(super) queue: ClientQueue,
-    pub(super) packets: VecDeque<(u8, Bytes)>,
-    /// A packet of stdin on its way.
-    pub(super) input: Pending,
-    /// It has ended its input.
-    pub(super) input_over: bool,
-    reader: Option<AbortHandle>,
-    writer: Option<AbortHandle>,
-    /// The connection failed; it is removed when the lock is free.
-    gone: bool,
-}
-
-impl Client {
-    pub(super) fn tasks(&self) -> impl Iterator<Item = AbortHandle> {
-        self.reader.clone().into_iter().chain(self.writer.clone())
-    }
-
-    /// Ends the connection now. Aborted tasks let go of the descriptor only when they run next; the peer need not wait
-    /// for that.
-    fn hang_up(&self) {
-        let _ = nix::sys::socket::shutdown(self.fd.get_ref().as_raw_fd(), nix::sys::socket::Shutdown::Both);
-        self.tasks().for_each(|task| task.abort());
-    }
-
-    /// Sends or queues one run of bytes; `whole` shares the copy among clients.
-    fn push(&mut self, kind: u8, data: &[u8], whole: &mut Option<Bytes>) {
-        let mut sent = 0;
-        if self.packets.is_empty() {
-            match seqpacket::send_chunk(self.fd.as_fd(), kind, data, MAX_OUTPUT) {
-                Ok(n) => sent = n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => self.gone = true,
-            }
-        }
-        if sent < data.len() && !self.gone {
-            let rest = whole.get_or_insert_with(|| Bytes::copy_from_slice(data)).slice(sent..);
-            self.queue.push(rest.len() as u64 + OVERHEAD);
-            self.packets.push_back((kind, rest));
-        }
-    }
-
-    fn push_control(&mut self, payload: &'static [u8]) {
-        if self.options.framing == Framing::Native {
-            self.push(KIND_CONTROL, payload, &mut Some(Bytes::from_static(payload)));
-        }
-    }
-
-    /// Sends what it can of the queue; true if nothing is left.
-    fn send_queued(&mut self) -> bool {
-        while let Some((kind, bytes)) = self.packets.front_mut() {
-            match seqpacket::send_chunk(self.fd.as_fd(), *kind, bytes, MAX_OUTPUT) {
-                Ok(n) => {
-                    let _ = bytes.split_to(n);
-                    self.queue.pop(n as u64);
-                    if bytes.is_empty() {
-                        self.queue.pop(OVERHEAD);
-                        self.packets.pop_front();
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                Err(_) => {
-                    self.gone = true;
-                    return true;
-                }
-            }
-        }
-        if self.packets.capacity() > 64 {
-            self.packets = VecDeque::new();
-        }
-        true
     }
 }
 

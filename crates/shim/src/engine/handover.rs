@@ -3,7 +3,8 @@
 //! Between [`Hub::freeze`] and the `exec` nothing is read and nothing is written, so no byte can be in neither of the
 //! two programs. If the `exec` fails, [`Hub::unfreeze`] goes on as if nothing had been.
 
-use super::attach::{AttachOptions, Client};
+use super::attach::AttachOptions;
+use super::client::Client;
 use super::hub::{Counters, Hub, HubConfig, State};
 use super::log::{LossCause, SinkState, thaw as thaw_sink};
 use super::stdin::{Pending, Stdin};

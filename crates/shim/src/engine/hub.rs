@@ -7,7 +7,8 @@
 //!
 //! `pump` moves output, `attach` serves clients, `stdin` feeds the process, `handover` packs it all for a new program.
 
-use super::attach::{Client, ClientId};
+use super::attach::ClientId;
+use super::client::Client;
 use super::log::{LogError, LogSink, Losses};
 use super::pump::Output;
 use super::ready::async_fd;
