@@ -9,6 +9,7 @@ mod life;
 mod plan;
 mod report;
 mod rng;
+mod steps;
 
 use std::path::PathBuf;
 use std::sync::Mutex;
