@@ -38,4 +38,6 @@ pub use tools::{
     conmon, containerd_shim, crun, door, full, is_cgroup2, newer_criu, pintle, require_tool, runc, runtimes,
     scaled, shim,
 };
-pub use wait::{DEADLINE, eventually, let_pass, output_within, wait_exit, wait_for, wait_for_async};
+pub use wait::{
+    DEADLINE, eventually, let_pass, let_pass_async, output_within, wait_exit, wait_for, wait_for_async,
+};

@@ -67,7 +67,7 @@ where
 
 /// Lets some time go by before a fault, so that it strikes at another place each time. Nothing may depend on how
 /// long it is: what must have come is waited for with [`wait_for_async`].
-pub async fn let_pass(time: Duration) {
+pub async fn let_pass_async(time: Duration) {
     tokio::time::sleep(time).await;
 }
 

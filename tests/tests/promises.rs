@@ -106,7 +106,7 @@ async fn a_shim_may_be_lost_at_any_moment() {
         let m = c.monitor.clone();
         let start = tokio::spawn(async move { m.start().await.is_ok() });
         // Spread over start, run, end and rundown; where exactly does not matter, only that it varies.
-        pintle_tests::let_pass(Duration::from_millis(3 * round as u64)).await;
+        pintle_tests::let_pass_async(Duration::from_millis(3 * round as u64)).await;
         kill_hard(pid);
         let _ = start.await;
         let monitor = adopt(&place, &c.id).await;
