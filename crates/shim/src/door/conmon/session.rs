@@ -282,10 +282,14 @@ impl Session {
             Box::pin(async move { console.receive(Duration::from_secs(u32::MAX.into())).await })
         });
         let mut terminal = false;
+        let mut early = None;
         let status = loop {
             tokio::select! {
                 ended = watch.wait() => break ended.exit,
-                signal = self.forwarded.next() => pass_on(runtime, signal),
+                signal = self.forwarded.next() => {
+                    early = Some(signal);
+                    pass_on(runtime, signal);
+                }
                 () = Held::fill(&mut held, &self.hub) => {}
                 received = optional(&mut receiving) => {
                     receiving = None;
@@ -332,6 +336,10 @@ impl Session {
         let init = self.reaper.watch(pid, since);
         if !exec || self.options.api_version {
             self.send(i64::from(pid), b"");
+        }
+        if let Some(signal) = early {
+            // The runtime had done its work before the signal came, so it was meant for what it has started.
+            pass_on(Pid::from_raw(pid), signal);
         }
         if let Some(held) = held {
             held.hand_over(&self.hub);
