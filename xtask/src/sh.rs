@@ -150,6 +150,16 @@ pub(crate) fn tail(text: &str, n: usize) -> String {
     lines[lines.len().saturating_sub(n)..].join("\n")
 }
 
+/// The beginning and the end of a text that has more than `n` lines.
+pub(crate) fn excerpt(text: &str, n: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    if lines.len() <= n {
+        return lines.join("\n");
+    }
+    let left_out = format!("... {} lines ...", lines.len() - n);
+    [&lines[..n / 2], &[left_out.as_str()], &lines[lines.len() - n / 2..]].concat().join("\n")
+}
+
 /// Seconds with one decimal.
 pub(crate) fn secs(d: Duration) -> String {
     format!("{:.1} s", d.as_secs_f64())

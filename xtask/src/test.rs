@@ -149,10 +149,10 @@ fn summary(outcomes: &[Outcome], built: Duration, total: Duration) -> Result<()>
     let sum = |f: fn(&Outcome) -> usize| outcomes.iter().map(f).sum::<usize>();
     for o in outcomes {
         for (name, output) in &o.flaky {
-            eprintln!("\n-- FLAKY {} {name}: failed first with\n{}", o.name, sh::tail(output, 30));
+            eprintln!("\n-- FLAKY {} {name}: failed first with\n{}", o.name, sh::excerpt(output, 40));
         }
         for (name, output) in &o.failed {
-            eprintln!("\n-- FAILED {} {name}\n{}", o.name, sh::tail(output, 80));
+            eprintln!("\n-- FAILED {} {name}\n{}", o.name, sh::excerpt(output, 100));
         }
     }
     eprintln!("\n-- summary");
@@ -250,7 +250,8 @@ impl Run {
         } else {
             Command::new(&target.program)
         };
-        c.current_dir(&target.directory).env("PINTLE_DOORS", &self.doors);
+        // A backtrace would push the message out of what is shown.
+        c.current_dir(&target.directory).env("PINTLE_DOORS", &self.doors).env("RUST_BACKTRACE", "0");
         if let Some((k, v)) = self.marker.split_once('=') {
             c.env(k, v);
         }
