@@ -156,14 +156,14 @@ fn send_batch(fd: BorrowedFd<'_>, kind: u8, bytes: &[u8], max: usize) -> io::Res
         iovec[0] = libc::iovec { iov_base: std::ptr::from_ref(&kind).cast_mut().cast(), iov_len: 1 };
         iovec[1] = libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() };
         header.msg_hdr.msg_iov = iovec.as_mut_ptr();
-        header.msg_hdr.msg_iovlen = 2;
+        header.msg_hdr.msg_iovlen = 2 as _;
         count += 1;
     }
+    // musl counts the flags and these lengths in other types than glibc.
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
     // SAFETY: the first `count` headers point to vectors in `iovecs`, whose entries point into `kind` and `bytes`; all
     // of them outlive the call, and the kernel only reads through them.
-    let n = unsafe {
-        libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), count, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
-    };
+    let n = unsafe { libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), count, flags as _) };
     let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
     Ok(bytes.len().min(n * max))
 }
