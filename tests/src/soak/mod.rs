@@ -1,7 +1,7 @@
 //! Random lives of containers with random faults, judged by a model of what must be true.
 //!
-//! The plan of a life follows from the seed and the life's number ([`plan`]); the host tells the
-//! container over a FIFO what to write, so the model knows every byte ([`life`]). What does not hold is
+//! The plan of a life follows from the seed and the life's number (`plan`); the host tells the
+//! container over a FIFO what to write, so the model knows every byte (`life`). What does not hold is
 //! a violation: it is printed with what repeats it, and the soak goes on.
 
 mod check;
