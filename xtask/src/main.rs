@@ -73,7 +73,22 @@ fn dispatch(task: &str, args: Vec<std::ffi::OsString>) -> Result<()> {
     }
 }
 
+/// Gives every signal its default action back. What starts us in the background (`nohup`, a shell's `&`, many CI
+/// runners) ignores SIGHUP, SIGINT or SIGQUIT, and every process of every test would inherit that.
+fn default_signals() {
+    use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+    for number in
+        Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGPIPE))
+    {
+        // SAFETY: no handler is installed, and no other thread runs yet.
+        #[allow(unsafe_code)]
+        let _ = unsafe { signal(number, SigHandler::SigDfl) };
+    }
+    let _ = SigSet::empty().thread_set_mask();
+}
+
 fn main() -> ExitCode {
+    default_signals();
     let mut args = std::env::args_os().skip(1);
     let task = args.next().and_then(|t| t.into_string().ok()).unwrap_or_else(|| "help".into());
     match std::env::set_current_dir(sh::root())
