@@ -2,6 +2,9 @@
 //!
 //! `cargo xtask test` runs these in a small guest (tests/vm/run) where the machine has another tree.
 
+mod doors;
+mod oci;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -190,13 +193,17 @@ async fn stats_update_and_freeze() {
 #[tokio::test]
 async fn exec_sync_ends_the_whole_tree() {
     let place = place("tree");
-    let c = place.start(&Bundle::sh("sleep 1000")).await;
-    let mut options =
-        ExecSyncOptions::new(["sh", "-c", "setsid sh -c 'sleep 8642 & sleep 8642' & sleep 8642"]);
-    options.timeout = Some(Duration::from_secs(2));
-    assert!(c.monitor.exec_sync(&options).await.unwrap().timed_out);
-    pintle_tests::Leftovers::of("sleep 8642").assert_none();
-    assert_eq!(c.state().await.status, Status::Running);
-    c.delete().await;
+    for (name, path) in runtimes() {
+        let c = place.start_with(&Bundle::sh("sleep 1000"), |o| o.runtime.path = path).await;
+        let script = "echo early; setsid sh -c 'sleep 8642 & sleep 8642' & sleep 8642";
+        let mut options = ExecSyncOptions::new(["sh", "-c", script]);
+        options.timeout = Some(Duration::from_secs(8));
+        let done = c.monitor.exec_sync(&options).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        assert!(done.timed_out, "{name}: {done:?}");
+        assert_eq!(done.stdout, b"early\n", "{name}: what was written is kept");
+        pintle_tests::Leftovers::of("sleep 8642").assert_none();
+        assert_eq!(c.state().await.status, Status::Running, "{name}");
+        c.delete().await;
+    }
     place.finish();
 }
