@@ -154,7 +154,9 @@ async fn exec_sync_ends_the_whole_tree_in_time() {
     let began = Instant::now();
     let done = c.monitor.exec_sync(&options).await.unwrap();
     assert!(done.timed_out, "{done:?}");
-    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    // 2 s are promised for a machine that has nothing else to do.
+    let bound = Duration::from_secs(scaled(30, 2) as u64);
+    assert!(began.elapsed() < bound, "{:?}", began.elapsed());
     Leftovers::of(format!("sleep {mark}")).assert_none();
     assert_eq!(c.state().await.status, Status::Running);
     c.delete().await;

@@ -208,6 +208,7 @@ const STATS: &str = "\
 usage: pintle stats [options] [ID...]
 
   -f, --follow TIME  print again and again, at this interval
+      --no-stream    print once, as without --follow
 without ids: every container that lives
 ";
 
@@ -218,6 +219,7 @@ pub(crate) async fn stats(cx: Context, args: Vec<OsString>) -> Result<i32> {
     while let Some(arg) = parser.next()? {
         match arg {
             Short('f') | Long("follow") => follow = Some(args::duration(&text(parser.value()?)?)?),
+            Long("no-stream") => follow = None,
             Value(v) => ids.push(text(v)?),
             other => return Err(unknown(other, STATS)),
         }
