@@ -503,8 +503,14 @@ const SCENARIOS: &[Scenario] = &[
     }),
     ("detached with nobody reading", |bed| {
         // More than all pipes on the way hold: the container waits, does not die, and goes on for who attaches.
-        let id = bed.start(&[], "dd if=/dev/zero bs=1k count=600 2>/dev/null | tr '\\0' x; echo; echo end");
+        // It begins when `ctr run -d`, which reads as long as it lives, is gone.
+        let id = bed.start(
+            &[],
+            "while [ ! -e /go ]; do sleep 0.05; done; dd if=/dev/zero bs=1k count=600 2>/dev/null | tr '\\0' x; echo; echo end",
+        );
         bed.is(&id, "RUNNING");
+        let init = fs::read_to_string(bed.daemon.bundle(&id).join("init.pid")).unwrap();
+        fs::write(format!("/proc/{}/root/go", init.trim()), "").unwrap();
         let out = output_within(&mut bed.daemon.command(&["task", "attach", &id]));
         assert!(out.stdout.ends_with(b"x\nend\n"), "{} bytes", out.stdout.len());
         assert_eq!(out.status.code(), Some(0));
