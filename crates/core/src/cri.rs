@@ -14,9 +14,10 @@ pub const PREFIX_LEN: usize = STAMP_LEN + 10;
 const SHORT: usize = 512;
 /// Size of that place.
 const BLOCK: usize = 4096;
-/// Content up to this length is copied as this many bytes, which is one instruction or two; what is too much is
+/// Content up to these lengths is copied as this many bytes, which is a few instructions and no call; what is too much is
 /// overwritten by the next record.
 const TINY: usize = 32;
+const SMALL: usize = 128;
 
 /// Appends the records of one chunk to `out`; all of them get the same timestamp, that of the read.
 pub fn encode(out: &mut Vec<u8>, stamp: &[u8; STAMP_LEN], stream: Stream, chunk: &[u8]) {
@@ -87,14 +88,13 @@ impl<'a> Writer<'a> {
             if let Some(to) = self.block.get_mut(self.used..at) {
                 to.copy_from_slice(prefix);
             }
-            let tiny = chunk.get(start..start + TINY).filter(|_| len <= TINY);
-            match (tiny, self.block.get_mut(at..at + TINY)) {
-                (Some(from), Some(to)) => to.copy_from_slice(from),
-                _ => {
-                    if let Some(to) = self.block.get_mut(at..at + len) {
-                        to.copy_from_slice(content);
-                    }
-                }
+            let done = if len <= TINY {
+                copy_padded::<TINY>(&mut self.block, at, chunk, start)
+            } else {
+                len <= SMALL && copy_padded::<SMALL>(&mut self.block, at, chunk, start)
+            };
+            if let (false, Some(to)) = (done, self.block.get_mut(at..at + len)) {
+                to.copy_from_slice(content);
             }
             self.used = at + len;
             if !complete {
@@ -118,6 +118,17 @@ impl<'a> Writer<'a> {
     fn flush(&mut self) {
         self.out.extend_from_slice(self.block.get(..self.used).unwrap_or_default());
         self.used = 0;
+    }
+}
+
+/// Copies `N` bytes, if both sides have as many.
+fn copy_padded<const N: usize>(block: &mut [u8; BLOCK], at: usize, chunk: &[u8], start: usize) -> bool {
+    match (chunk.get(start..start + N), block.get_mut(at..at + N)) {
+        (Some(from), Some(to)) => {
+            to.copy_from_slice(from);
+            true
+        }
+        _ => false,
     }
 }
 
