@@ -12,8 +12,8 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pintle_tests::{
-    Act, AttachClient, Bundle, Conmon, FakeRuntime, Pipes, Running, TempDir, eventually, parse_cri, process,
-    process_alive, rejoin, runc, scaled, start_time, unique_id, wait_for, write_fifo,
+    Act, AttachClient, Bundle, Conmon, FakeRuntime, Pipes, Running, TempDir, eventually, newer_criu,
+    parse_cri, process, process_alive, rejoin, runc, scaled, start_time, unique_id, wait_for, write_fifo,
 };
 use serde_json::{Value, json};
 
@@ -484,6 +484,65 @@ fn a_restore_is_passed_on_and_its_failure_told() {
         );
         assert!(calls[0].starts_with("restore --root=") && calls[0].ends_with(&tail), "{calls:?}");
     });
+}
+
+#[test]
+fn a_restore_by_the_real_criu() {
+    let Some(criu) = newer_criu() else { return };
+    let tools = criu.parent().expect("a directory").display().to_string();
+    let path = format!("{tools}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    both(|crio| {
+        let dir = TempDir::new("cr");
+        let ctl = dir.path().join("ctl");
+        fs::create_dir(&ctl).expect("create");
+        let script = "i=0; while [ ! -e /ctl/stop ]; do i=$((i+1)); echo \"n $i\"; sleep 0.05; done; exit 5";
+        let bundle = Bundle::sh(script).bind(&ctl, "/ctl");
+        let first = Container::started(&dir, &bundle, crio, &[]);
+        first.logged("n 5\n");
+        // CRI-O checkpoints with the runtime itself; its monitor reports the end that comes of it.
+        let (images, work) = (dir.path().join("images"), dir.path().join("work"));
+        let mut checkpoint = Command::new(runc());
+        checkpoint.env("PATH", &path).arg(format!("--root={}", first.root.display())).arg("checkpoint");
+        checkpoint.arg("--image-path").arg(&images).arg("--work-path").arg(&work).arg(&first.run.call.id);
+        let done = pintle_tests::output_within(&mut checkpoint);
+        assert!(done.status.success(), "{done:?}\n{}", criu_errors(&work.join("dump.log")));
+        let exit = first.place.exits.join(&first.run.call.id);
+        wait_for("the exit file", || exit.exists());
+        let written = counted(&first.place.log, 1);
+
+        // Another container, made of the checkpoint: running when its pid is told, without any start.
+        let extra = ["--restore", &images.display().to_string(), "--runtime-opt", "--tcp-established"];
+        let (call, place) = create(&dir, &bundle, crio, &extra);
+        let root = dir.join(&call.id).join("root");
+        let mut second = Container { run: call.env("PATH", &path).start(), place, root };
+        second.created();
+        wait_for("more output", || counted(&second.place.log, written + 1) > 5);
+        let mut client = second.attach();
+        client.until("n ");
+        let (code, _, out, _) = second.exec_result(&["echo", "inside"], &[]);
+        assert_eq!((code, out.as_slice()), (0, &b"inside\n"[..]));
+        let exits = watch(&second.place.exits);
+        fs::write(ctl.join("stop"), "").expect("stop it");
+        created_event(&exits, &second.run.call.id);
+        assert_eq!(fs::read_to_string(second.place.persist.join("exit")).expect("the file"), "5");
+        counted(&second.place.log, written + 1);
+        assert_eq!(second.run.line(), None, "nothing follows the pid");
+    });
+}
+
+/// Whole lines `n FROM` and on without a gap; how many.
+fn counted(log: &Path, from: usize) -> usize {
+    let records = parse_cri(&fs::read(log).unwrap_or_default()).expect("well formed");
+    let text = String::from_utf8(rejoin(&records, "stdout")).expect("text");
+    for (i, line) in text.lines().enumerate() {
+        assert_eq!(line, format!("n {}", i + from), "in {text}");
+    }
+    text.lines().count()
+}
+
+fn criu_errors(log: &Path) -> String {
+    let log = fs::read_to_string(log).unwrap_or_default();
+    log.lines().filter(|line| line.contains("Error")).collect::<Vec<_>>().join("\n")
 }
 
 #[test]

@@ -181,6 +181,15 @@ pub fn parse_populated(text: &str) -> Option<bool> {
     flat_value(text, "populated").map(|v| v != 0)
 }
 
+/// Whether a frozen cgroup is meant by v2's `cgroup.events` or v1's `freezer.state`. `None` if the text does not tell.
+pub fn parse_frozen(text: &str) -> Option<bool> {
+    match text.trim() {
+        "FROZEN" => Some(true),
+        "THAWED" | "FREEZING" => Some(false),
+        events => flat_value(events, "frozen").map(|v| v != 0),
+    }
+}
+
 /// Which limit the kernel ran into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OomLevel {
@@ -315,6 +324,16 @@ mod tests {
     const V1: &str = "oom_kill_disable 0\nunder_oom 1\noom_kill 4\n";
 
     #[test]
+    fn frozen_by_either_version() {
+        assert_eq!(parse_frozen("populated 1\nfrozen 1\n"), Some(true));
+        assert_eq!(parse_frozen("populated 1\nfrozen 0\n"), Some(false));
+        assert_eq!(parse_frozen("FROZEN\n"), Some(true));
+        assert_eq!(parse_frozen("FREEZING\n"), Some(false));
+        assert_eq!(parse_frozen("THAWED\n"), Some(false));
+        assert_eq!(parse_frozen("populated 1\n"), None);
+    }
+
+    #[test]
     fn memory_events() {
         let v2 = parse_memory_events(V2).unwrap();
         assert_eq!((v2.oom, v2.oom_kill, v2.oom_group_kill, v2.under_oom), (3, 2, 1, false));
@@ -386,6 +405,7 @@ mod tests {
                 let _ = controller_directory(&l, &m, "memory");
                 let _ = parse_memory_events(t);
                 let _ = parse_populated(t);
+                let _ = parse_frozen(t);
                 let _ = limit_value(t);
             }
         }

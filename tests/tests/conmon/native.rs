@@ -1,6 +1,7 @@
 //! The native sockets of containers that came through the conmon door.
 
-use std::process::{Command, Output};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Command, Output, Stdio};
 
 use pintle_tests::{Bundle, Conmon, Running, TempDir, eventually, output_within, pintle, process, wait_for};
 
@@ -53,6 +54,73 @@ fn a_container_is_seen_through_its_life() {
     assert!(String::from_utf8(run.log()).expect("text").ends_with(" stdout F two\n"));
     run.gone();
     assert!(!run.call.path("pintle").join(&id).exists(), "its directory stays behind");
+}
+
+/// Status in `pintle inspect`, asked once.
+fn status(run: &Running) -> String {
+    let shown: serde_json::Value =
+        serde_json::from_str(&text(&ask(run, &["inspect", &run.call.id]))).expect("a document");
+    let shown = shown.get(0).unwrap_or(&shown);
+    shown["status"].as_str().unwrap_or_else(|| panic!("{shown}")).to_owned()
+}
+
+fn events(run: &Running) -> String {
+    text(&ask(run, &["events", &run.call.id]))
+}
+
+#[test]
+fn what_the_engine_does_shows_at_once() {
+    let dir = TempDir::new("nv");
+    for round in 0..3 {
+        let mut run = Conmon::create(&dir, &Bundle::sh("exec sleep 1000")).start();
+        run.created();
+        listed(&run, "created");
+        run.go();
+        if round == 0 {
+            let done = ask(&run, &["exec", &run.call.id, "sh", "-c", "exit 21"]);
+            assert_eq!(done.status.code(), Some(21), "{done:?}");
+        }
+        assert_eq!(status(&run), "running");
+        let id = run.call.id.clone();
+        assert!(run.runtime(&["pause", &id]).status.success());
+        assert_eq!(status(&run), "paused");
+        let refused = ask(&run, &["exec", &id, "true"]);
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("is paused"), "{refused:?}");
+        assert!(run.runtime(&["resume", &id]).status.success());
+        assert_eq!(status(&run), "running");
+        // The other way about, each change is told once.
+        text(&ask(&run, &["pause", &id]));
+        assert_eq!(status(&run), "paused");
+        text(&ask(&run, &["resume", &id]));
+        assert_eq!(status(&run), "running");
+        let told = events(&run);
+        for (word, times) in [("started", 1), ("paused", 2), ("resumed", 2)] {
+            assert_eq!(told.matches(&format!("Z  {word} ")).count(), times, "{word} in {told}");
+        }
+        text(&ask(&run, &["kill", "--signal", "KILL", &id]));
+        assert_eq!(run.exit_file(), "137");
+    }
+}
+
+#[test]
+fn one_that_is_killed_before_its_start_was_never_started() {
+    let dir = TempDir::new("nv");
+    let mut run = Conmon::create(&dir, &Bundle::sh("exec sleep 1000")).start();
+    run.created();
+    listed(&run, "created");
+    let id = run.call.id.clone();
+    let mut follow = Command::new(pintle());
+    follow.env("PINTLE_DIR", run.call.path("pintle")).args(["events", "--follow", &id]);
+    let mut follow = follow.stdout(Stdio::piped()).spawn().expect("run pintle");
+    let mut output = BufReader::new(follow.stdout.take().expect("a pipe"));
+    let mut told = String::new();
+    // It listens when it has told what was before.
+    output.read_line(&mut told).expect("an event");
+    text(&ask(&run, &["kill", "--signal", "KILL", &id]));
+    assert_eq!(run.exit_file(), "137");
+    output.read_to_string(&mut told).expect("the events");
+    follow.wait().expect("the end of pintle");
+    assert!(told.contains("exited") && !told.contains("started"), "{told}");
 }
 
 #[test]

@@ -3,10 +3,11 @@
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
-use pintle_tests::{PtyChild, scaled};
+use pintle_tests::{PtyChild, parse_cri, rejoin, scaled};
 
 use crate::world::{IMAGE, World, until, wait};
 use crate::{Scenario, flaky, scenario};
@@ -15,6 +16,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("run_two_streams", run_two_streams),
     scenario("run_binary", run_binary),
     scenario("run_big_output", run_big_output),
+    scenario("start_attached_big", start_attached_big),
     scenario("run_big_output_two_streams", run_big_output_two_streams),
     scenario("run_last_line_unfinished", run_last_line_unfinished),
     scenario("run_stdin_to_eof", run_stdin_to_eof),
@@ -51,6 +53,56 @@ pub(crate) fn noise(length: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(length).collect()
 }
 
+/// A file of text with lines of all lengths, none like another; it goes with the value.
+pub(crate) struct Text {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Text {
+    /// `megabytes` MiB, to the byte.
+    pub(crate) fn write(world: &World, megabytes: usize) -> Result<Self> {
+        let length = megabytes << 20;
+        let filler: Vec<u8> = noise(20_000).iter().map(|byte| b'!' + byte % 94).collect();
+        let mut bytes = Vec::with_capacity(length + filler.len());
+        // Some lines are longer than what is read at once, and so come in parts.
+        for number in 0_usize.. {
+            if bytes.len() >= length {
+                break;
+            }
+            bytes.extend_from_slice(format!("{number} ").as_bytes());
+            let long = if number % 50 == 0 { 20_000 } else { 1_000 };
+            bytes.extend_from_slice(&filler[..(number * 7919) % long]);
+            bytes.push(b'\n');
+        }
+        bytes.truncate(length);
+        if let Some(last) = bytes.last_mut() {
+            *last = b'\n';
+        }
+        let path = world.path("text");
+        std::fs::write(&path, &bytes)?;
+        Ok(Self { path, bytes })
+    }
+
+    pub(crate) fn mount(&self) -> String {
+        format!("{}:/mnt/file:ro", self.path.display())
+    }
+
+    /// What came must be this text, to the byte.
+    pub(crate) fn check(&self, came: &[u8]) -> Result<()> {
+        let differ = self.bytes.iter().zip(came).position(|(one, other)| one != other);
+        ensure!(differ.is_none(), "byte {} differs", differ.unwrap_or_default());
+        ensure!(came.len() == self.bytes.len(), "{} bytes of {}", came.len(), self.bytes.len());
+        Ok(())
+    }
+}
+
+impl Drop for Text {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 fn run_two_streams(world: &World) -> Result<()> {
     let done = world.code(0, &["run", "--rm", IMAGE, "sh", "-c", "echo out; echo err >&2"])?;
     ensure!(done.out() == "out" && done.err() == "err", "{done:?}");
@@ -68,13 +120,21 @@ fn run_binary(world: &World) -> Result<()> {
 }
 
 fn run_big_output(world: &World) -> Result<()> {
-    let megabytes = scaled(20, 200);
-    let script = format!("dd if=/dev/zero bs=1M count={megabytes} 2>/dev/null | tr '\\0' 'a' | fold -w 100");
-    let done = world.code(0, &["run", "--rm", "--log-driver", "none", IMAGE, "sh", "-c", &script])?;
-    let expected = (megabytes << 20) + (megabytes << 20).div_ceil(100) - 1;
-    ensure!(done.stdout.len() == expected, "{} bytes instead of {expected}", done.stdout.len());
-    ensure!(done.stdout.split(|byte| *byte == b'\n').all(|line| line.iter().all(|byte| *byte == b'a')));
-    Ok(())
+    let text = Text::write(world, scaled(20, 200))?;
+    let args = ["run", "--rm", "-v", &text.mount(), "--log-driver", "none", IMAGE, "cat", "/mnt/file"];
+    text.check(&world.code(0, &args)?.stdout)
+}
+
+/// Through the log and an attached client at once.
+fn start_attached_big(world: &World) -> Result<()> {
+    let text = Text::write(world, scaled(16, 200))?;
+    let name = world.id("sab");
+    world.ok(&["create", "-v", &text.mount(), "--name", &name, IMAGE, "cat", "/mnt/file"])?;
+    text.check(&world.code(0, &["start", "-a", &name])?.stdout)?;
+    let path = world.field(&name, ".HostConfig.LogConfig.Path")?;
+    let records = parse_cri(&std::fs::read(path)?).map_err(anyhow::Error::msg)?;
+    text.check(&rejoin(&records, "stdout"))?;
+    world.remove(&name)
 }
 
 fn run_big_output_two_streams(world: &World) -> Result<()> {

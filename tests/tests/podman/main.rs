@@ -7,6 +7,7 @@
 mod io;
 mod lifecycle;
 mod logs;
+mod restore;
 mod system;
 mod world;
 
@@ -73,7 +74,8 @@ fn attempt(scenario: &Scenario, world: &World, attempts: usize) -> Result<()> {
 fn every_scenario_that_the_peer_passes() {
     let filter = std::env::var("PINTLE_PODMAN").unwrap_or_default();
     let with_peer = std::env::var_os("PINTLE_PODMAN_PEER").is_none_or(|value| value != "0");
-    let all = [lifecycle::SCENARIOS, io::SCENARIOS, logs::SCENARIOS, system::SCENARIOS].concat_refs();
+    let all = [lifecycle::SCENARIOS, io::SCENARIOS, logs::SCENARIOS, restore::SCENARIOS, system::SCENARIOS]
+        .concat_refs();
     let chosen: Vec<&Scenario> = all.into_iter().filter(|scenario| scenario.name.contains(&filter)).collect();
     assert!(!chosen.is_empty(), "no scenario is named *{filter}*");
     assert!(!filter.is_empty() || chosen.len() >= 50, "only {} scenarios", chosen.len());

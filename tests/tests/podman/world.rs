@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use pintle_tests::{TempDir, require_tool};
+use pintle_tests::{TempDir, full, newer_criu, require_tool};
 
 /// How long one Podman command may take: far more than it needs on a loaded machine.
-const COMMAND: Duration = Duration::from_secs(60);
+fn limit() -> Duration {
+    Duration::from_secs(if full() { 300 } else { 60 })
+}
 
 /// The image of every container: busybox and nothing else.
 pub(crate) const IMAGE: &str = "bb:1";
@@ -57,8 +59,9 @@ impl World {
             "[containers]\nnetns=\"none\"\ncgroupns=\"host\"\npids_limit=0\nlog_driver=\"k8s-file\"\n\
              default_ulimits=[\"nofile=1024:1024\",\"nproc=4096:4096\"]\n\
              [engine]\nruntime=\"runc\"\ncgroup_manager=\"cgroupfs\"\nevents_logger=\"file\"\n\
-             conmon_path=[\"{}\"]\ntmp_dir=\"{}\"\n",
+             conmon_path=[\"{}\"]\nconmon_env_vars=[\"PATH={}\"]\ntmp_dir=\"{}\"\n",
             conmon.display(),
+            search_path(),
             path("tmp"),
         );
         fs::write(dir.join("containers.conf"), containers)?;
@@ -115,6 +118,7 @@ impl World {
             .env("CONTAINERS_CONF", self.dir.join("containers.conf"))
             .env("CONTAINERS_STORAGE_CONF", self.dir.join("storage.conf"))
             .env("TMPDIR", "/tmp")
+            .env("PATH", search_path())
             .env("PINTLE_DIR", self.dir.join("pintle"))
             .env_remove("NOTIFY_SOCKET")
             .args(["--tmpdir", &self.dir.join("tmp").display().to_string()])
@@ -228,9 +232,18 @@ impl Drop for World {
     }
 }
 
+/// Where programs are looked for: Podman and the runtime find the criu that works here first.
+fn search_path() -> String {
+    let host = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    match newer_criu() {
+        Some(criu) => format!("{}:{host}", criu.parent().unwrap_or(Path::new("/")).display()),
+        None => host.to_string(),
+    }
+}
+
 /// Waits for a child; kills it at the deadline.
 pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
-    let end = Instant::now() + COMMAND;
+    let end = Instant::now() + limit();
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
@@ -238,7 +251,7 @@ pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
         if Instant::now() > end {
             let _ = child.kill();
             let _ = child.wait();
-            bail!("did not end within {COMMAND:?}");
+            bail!("did not end within {:?}", limit());
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -246,12 +259,12 @@ pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
 
 /// Waits until `condition` holds.
 pub(crate) fn until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + COMMAND;
+    let end = Instant::now() + limit();
     loop {
         if condition()? {
             return Ok(());
         }
-        ensure!(Instant::now() < end, "waited {COMMAND:?} for {what}");
+        ensure!(Instant::now() < end, "waited {:?} for {what}", limit());
         std::thread::sleep(Duration::from_millis(25));
     }
 }

@@ -1,8 +1,8 @@
 //! Where a container sits in the cgroup hierarchies, and what its files say.
 
 use pintle_core::cgroup::{
-    CgroupLine, CgroupMount, controller_directory, parse_mountinfo, parse_populated, parse_proc_cgroup,
-    unified_directory,
+    CgroupLine, CgroupMount, controller_directory, parse_frozen, parse_mountinfo, parse_populated,
+    parse_proc_cgroup, unified_directory,
 };
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -109,6 +109,12 @@ impl Cgroups {
             Some(populated) => Some(populated),
             None => Some(!self.pids().is_empty()),
         }
+    }
+
+    /// Whether its processes are frozen, by whomever; `None` if the kernel does not tell.
+    pub fn frozen(&self) -> Option<bool> {
+        let dir = self.dir("freezer")?;
+        parse_frozen(&dir.read(if dir.unified { "cgroup.events" } else { "freezer.state" })?)
     }
 }
 

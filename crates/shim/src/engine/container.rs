@@ -9,6 +9,7 @@ use super::console::ConsoleSocket;
 use super::events::{EventKind, EventRing};
 use super::exec::Exec;
 use super::failure::{Failure, FailureKind};
+use super::foreign::StartMark;
 use super::hub::{Hub, HubConfig, HubEvent};
 use super::logs;
 use super::oom::OomWatch;
@@ -90,6 +91,8 @@ pub struct Inner {
     pub(super) end: Option<ExitWatch>,
     /// Inodes of the stdout and stderr pipes, by which an adopter finds them; 0 without.
     pub pipes: (u64, u64),
+    /// How to see the start, if another door's engine does it; see [`Container::look`].
+    pub(super) start_mark: Option<StartMark>,
 }
 
 /// A container; shared by the door, its supervising task and running calls.
@@ -152,6 +155,7 @@ impl Container {
                 exec_cgroup: None,
                 end: None,
                 pipes: (0, 0),
+                start_mark: None,
             }),
             ended: watch::channel(None).0,
             operation: tokio::sync::Mutex::new(()),
@@ -190,6 +194,7 @@ impl Container {
 
     /// Fails unless the status is one of `allowed`.
     pub(super) fn require(&self, what: &str, allowed: &[Status]) -> Result<(), Failure> {
+        self.look();
         let status = self.lock().status;
         if allowed.contains(&status) {
             return Ok(());

@@ -85,12 +85,14 @@ impl Container {
         Ok(())
     }
 
-    fn change(&self, from: Status, to: Status, kind: EventKind) {
+    /// Tells a change of status, if that has not been told and the container has not ended.
+    pub(super) fn change(&self, from: Status, to: Status, kind: EventKind) {
         let pid = {
             let mut inner = self.lock();
-            if inner.status == from {
-                inner.status = to;
+            if inner.status != from {
+                return;
             }
+            inner.status = to;
             inner.pid
         };
         self.save();

@@ -79,6 +79,7 @@ impl Container {
 }
 
 async fn run(container: Arc<Container>, signal: Option<i32>, mut deadline: watch::Receiver<Instant>) {
+    container.look();
     let (pidfd, status) = {
         let inner = container.lock();
         (inner.pidfd.clone(), inner.status)

@@ -201,6 +201,7 @@ impl Monitor for Service {
     }
 
     async fn state(&self, _: &TtrpcContext, _: wire::StateRequest) -> Answer<wire::StateResponse> {
+        self.container.look();
         Ok(convert::state(&self.container))
     }
 
