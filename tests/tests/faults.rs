@@ -134,6 +134,32 @@ async fn runtime_that_fails_at_exec_is_told_from_a_process_that_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_reaches_the_program_and_not_the_runtime_before_it() {
+    let native = Native::new("fearly");
+    // Answers while its process is still its own code, which swallows the signal, until the file `go` is there.
+    let script = format!(
+        "pid_file=; while [ $# -gt 0 ]; do case $1 in --pid-file) pid_file=$2;; esac; shift; done; \
+         ( trap 'echo early >>{dir}/early' USR1; while [ ! -e {dir}/go ]; do :; done; exec sleep 1000 ) \
+         </dev/null >/dev/null 2>&1 & printf %s $! >\"$pid_file\"; exit 0",
+        dir = native.path().display()
+    );
+    let fake = FakeRuntime::new().on("exec", Act::Script(script));
+    let c = native.start_with(&Bundle::sh("sleep 1000"), |o| runtime(o, native.path(), fake)).await;
+    let exec = c.monitor.exec(&ExecOptions::new(["ignored"])).await.expect("exec");
+    let (sent, ()) = tokio::join!(exec.kill(libc::SIGUSR1), async {
+        // The request is with the shim when it has answered a later one.
+        c.state().await;
+        std::fs::write(native.path().join("go"), "").expect("go");
+    });
+    sent.expect("kill");
+    let exit = exec.wait(Some(Duration::from_secs(60))).await.expect("its end");
+    assert!(matches!(exit.reason, ExitReason::Signal { signal: libc::SIGUSR1, .. }), "{exit:?}");
+    assert!(!native.path().join("early").exists(), "the runtime was signalled");
+    c.delete().await;
+    native.finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn runtime_that_hangs_at_exec_blocks_nobody_else() {
     let native = Native::new("fexh");
     let fake = FakeRuntime::new().on("exec", Act::Hang);

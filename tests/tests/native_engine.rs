@@ -24,6 +24,11 @@ fn kind(error: &Error) -> Option<ErrorKind> {
     error.kind()
 }
 
+/// What ends no process by default: SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH (signal(7)).
+const IGNORED_OR_STOPPING: [i32; 8] = [17, 18, 19, 20, 21, 22, 23, 28];
+/// What a C library keeps to itself (nptl(7)).
+const LIBC_OWN: [i32; 2] = [32, 33];
+
 #[tokio::test]
 async fn every_code_and_signal_is_told_apart() {
     let place = Native::new("ends");
@@ -41,7 +46,8 @@ async fn every_code_and_signal_is_told_apart() {
     // As its own pid namespace's init a process dies only of SIGKILL from outside or of what it does to itself in an
     // exec'd child; so every other signal is tried on an exec.
     let c = place.start(&Bundle::sh(IDLE)).await;
-    for signal in [1, 2, 3, 6, 9, 11, 14, 15, 31, 34, 64] {
+    // Sent at once, when the process may still be the runtime's own program, for which SIGUSR1 means nothing.
+    for signal in (1..=64).filter(|s| !IGNORED_OR_STOPPING.contains(s) && !LIBC_OWN.contains(s)) {
         let exec = c.monitor.exec(&ExecOptions::new(["/bin/sleep", "1000"])).await.unwrap();
         exec.kill(signal).await.unwrap();
         let exit = exec.wait(Some(SOON)).await.unwrap();

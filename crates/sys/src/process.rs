@@ -59,10 +59,28 @@ pub struct ProcStat {
     pub state: u8,
     /// Parent.
     pub ppid: i32,
+    /// The kernel's `PF_*` flags.
+    pub flags: u64,
     /// Start time in clock ticks since boot.
     pub start: u64,
     /// Status word of a zombie, 0 where it may not be seen.
     pub exit_code: i32,
+}
+
+impl ProcStat {
+    /// Whether the process has executed a program since it was forked. The processes that runc, crun and youki make
+    /// for a container or an exec are forked and execute nothing but the user's program, so until then they are still
+    /// the runtime's own code. (`PF_FORKNOEXEC`, cleared by `execve`.)
+    pub fn has_executed(&self) -> bool {
+        const PF_FORKNOEXEC: u64 = 0x40;
+        self.flags & PF_FORKNOEXEC == 0
+    }
+
+    fn is_ending(&self) -> bool {
+        const PF_EXITING: u64 = 0x4;
+        const PF_SIGNALED: u64 = 0x400;
+        matches!(self.state, b'Z' | b'X') || self.flags & (PF_EXITING | PF_SIGNALED) != 0
+    }
 }
 
 /// Parses `/proc/PID/stat`. The name in it may hold anything, so parsing starts at the last `)`.
@@ -72,6 +90,7 @@ pub fn parse_stat(text: &str) -> Option<ProcStat> {
     Some(ProcStat {
         state: *fields.first()?.as_bytes().first()?,
         ppid: fields.get(1)?.parse().ok()?,
+        flags: fields.get(6)?.parse().ok()?,
         start: fields.get(19)?.parse().ok()?,
         exit_code: fields.get(49).and_then(|f| f.parse().ok()).unwrap_or(0),
     })
@@ -85,8 +104,6 @@ pub fn stat(pid: i32) -> Option<ProcStat> {
 
 /// Whether a process is gone, a zombie, on its way out, or has a SIGKILL pending.
 pub fn is_dying(pid: i32) -> bool {
-    const PF_EXITING: u64 = 0x4;
-    const PF_SIGNALED: u64 = 0x400;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let pending = |name: &str| {
         let line = status.lines().find_map(|l| l.strip_prefix(name))?;
@@ -96,12 +113,7 @@ pub fn is_dying(pid: i32) -> bool {
     if (own | shared) & (1 << (libc::SIGKILL - 1)) != 0 {
         return true;
     }
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields = stat.rfind(')').and_then(|at| stat.get(at + 2..)).unwrap_or_default();
-    let mut fields = fields.split(' ');
-    let (state, flags) =
-        (fields.next().unwrap_or_default(), fields.nth(5).and_then(|f| f.parse::<u64>().ok()));
-    matches!(state, "" | "Z" | "X") || flags.is_none_or(|f| f & (PF_EXITING | PF_SIGNALED) != 0)
+    stat(pid).is_none_or(|s| s.is_ending())
 }
 
 /// The start time of a process in clock ticks since boot; together with the pid and the boot id it names a process
@@ -171,12 +183,34 @@ mod tests {
 
     #[test]
     fn stat_with_a_bad_name() {
-        let text = "12 (a) b) (c) S 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 1 1";
+        let text = "12 (a) b) (c) S 7 1 1 0 -1 4194624 1 2 3 4 5 6 7 8 20 0 1 0 4242 1 1";
         let stat = parse_stat(text).unwrap();
         assert_eq!((stat.state, stat.ppid, stat.start), (b'S', 7, 4242));
+        assert!(!stat.has_executed() && !stat.is_ending());
         assert_eq!(parse_stat("12 (x"), None);
         assert_eq!(parse_stat(""), None);
         assert_eq!(parse_stat("1 (é)"), None);
+    }
+
+    #[test]
+    fn who_has_executed_is_told_from_who_was_only_forked() {
+        let executed = |pid: i32| stat(pid).map(|s| s.has_executed());
+        assert_eq!(executed(std::process::id() as i32), Some(true));
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "(read line; exit 0) & echo $!; wait"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+        let forked: i32 = line.trim().parse().unwrap();
+        let seen = executed(forked);
+        drop(child.stdin.take());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(seen, Some(false));
     }
 
     #[test]

@@ -8,12 +8,15 @@ use super::stats::Stats;
 use super::{persist, stop, tree};
 use pintle_core::record::ExitRecord;
 use pintle_core::runtime::RuntimeOp;
+use pintle_sys::process;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Highest signal number.
 pub const SIGNAL_MAX: i32 = 64;
+const ENTER_PAUSE: Duration = Duration::from_millis(2);
+const ENTER_ROUNDS: u32 = 1000;
 
 /// Checks a signal number.
 ///
@@ -27,12 +30,27 @@ pub fn check_signal(signal: i32) -> Result<i32, Failure> {
     }
 }
 
+/// Waits until a process that the runtime has just started executes its program, at most 2 s: until then it is the
+/// runtime's own, whose dispositions would answer the signal (Go ignores SIGUSR1, and prints its stacks at SIGQUIT).
+/// SIGKILL does not wait, nothing answers it differently.
+pub async fn entered(pid: i32, signal: i32) {
+    if signal == libc::SIGKILL {
+        return;
+    }
+    for _ in 0..ENTER_ROUNDS {
+        if process::stat(pid).is_none_or(|s| s.has_executed()) {
+            return;
+        }
+        tokio::time::sleep(ENTER_PAUSE).await;
+    }
+}
+
 impl Container {
-    /// Signals init, or every process.
+    /// Signals init, or every process. A program that the runtime is about to execute is waited for: see [`entered`].
     ///
     /// # Errors
     /// If the container has not been created or has ended.
-    pub fn kill(&self, signal: i32, all: bool) -> Result<(), Failure> {
+    pub async fn kill(&self, signal: i32, all: bool) -> Result<(), Failure> {
         let signal = check_signal(signal)?;
         let (pidfd, cgroups, status) = {
             let inner = self.lock();
@@ -42,6 +60,9 @@ impl Container {
         if signal == libc::SIGKILL {
             // What was killed before is not the reason of this end.
             self.oom_survived();
+        }
+        if status == Status::Running {
+            entered(pidfd.pid(), signal).await;
         }
         if all {
             tree::signal_all(&cgroups, signal)

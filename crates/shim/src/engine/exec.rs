@@ -68,14 +68,15 @@ impl Exec {
         }
     }
 
-    /// Signals it.
+    /// Signals it, once it is the program that was asked for: see [`control::entered`].
     ///
     /// # Errors
     /// If it has ended.
-    pub fn kill(&self, signal: i32) -> Result<(), Failure> {
+    pub async fn kill(&self, signal: i32) -> Result<(), Failure> {
         let signal = control::check_signal(signal)?;
         let ended = || Failure::precondition(self.id.as_str(), format!("exec {} has ended", self.id));
         let pidfd = self.pidfd.as_ref().ok_or_else(ended)?;
+        control::entered(self.pid, signal).await;
         pidfd.signal(signal).map_err(|e| match e.raw_os_error() {
             Some(libc::ESRCH) => ended(),
             _ => Failure::system("signal exec", self.id.as_str(), &e),

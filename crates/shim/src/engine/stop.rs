@@ -3,7 +3,7 @@
 use super::container::{Container, Status};
 use super::failure::Failure;
 use super::runtime::RunIo;
-use super::tree;
+use super::{control, tree};
 use pintle_core::record::ExitRecord;
 use pintle_core::runtime::RuntimeOp;
 use std::sync::Arc;
@@ -89,6 +89,9 @@ async fn run(container: Arc<Container>, signal: Option<i32>, mut deadline: watch
     let gentle = *deadline.borrow() > Instant::now() && status != Status::Created;
     if gentle {
         if let Some(signal) = signal {
+            if status == Status::Running {
+                control::entered(pidfd.pid(), signal).await;
+            }
             // A failed send means that it is ending, or that only SIGKILL will do.
             let _ = pidfd.signal(signal);
         }

@@ -104,9 +104,7 @@ fn become_runtime(launch: &Launch<'_>, argv: &[CString], monitor: Pid) -> ! {
         fork::exit_now(1);
     }
     restore_signals(launch.origin);
-    if let Some(stdio) = &launch.stdio
-        && let Err(error) = place(stdio)
-    {
+    if let Some(Err(error)) = launch.stdio.as_ref().map(place) {
         fail(&format!("Failed to set up stdio of the runtime: {error}"), 1);
     }
     let mut env = clean_env();
@@ -118,9 +116,7 @@ fn become_runtime(launch: &Launch<'_>, argv: &[CString], monitor: Pid) -> ! {
             Err(text) => fail(&text, 1),
         }
     }
-    if let Some(gate) = launch.gate
-        && let Err(error) = pipes::pass_gate(gate)
-    {
+    if let Some(Err(error)) = launch.gate.map(pipes::pass_gate) {
         fail(&format!("start-pipe read failed {}", pipes::strerror(&error)), 1);
     }
     if let Some(score) = launch.origin.oom_score {

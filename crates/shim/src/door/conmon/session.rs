@@ -266,7 +266,7 @@ impl Session {
         let exec = self.options.mode.is_exec();
         // Nothing of a create can be written before its start; an exec runs while its runtime still ends.
         let mut stdout = ours.stdout;
-        if exec && let Some(fd) = stdout.take() {
+        if let Some(fd) = stdout.take_if(|_| exec) {
             let _ = self.hub.add_output(Stream::Stdout, fd);
         }
         let mut held = match ours.stderr.map(Held::new).transpose() {
@@ -307,11 +307,10 @@ impl Session {
             }
         };
         // What a finished runtime has sent lies in the socket already.
-        if let Some(receiving) = receiving.take()
-            && status == Exit::Code(0)
-            && let Ok(Ok(master)) = timeout(CONSOLE_PATIENCE, receiving).await
-        {
-            terminal = self.use_terminal(master);
+        if let Some(receiving) = receiving.take_if(|_| status == Exit::Code(0)) {
+            if let Ok(Ok(master)) = timeout(CONSOLE_PATIENCE, receiving).await {
+                terminal = self.use_terminal(master);
+            }
         }
         if let Some(held) = &mut held {
             held.read_rest();

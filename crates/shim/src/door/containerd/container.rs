@@ -88,8 +88,6 @@ pub(super) struct ContainerState {
     pub(super) deleted: bool,
     /// Nothing more is to be published for it.
     pub(super) muted: bool,
-    /// The program of the runtime that stands in for init until it starts.
-    stand_in: Option<PathBuf>,
     cgroups: Arc<Cgroups>,
     pub(super) oom: Option<Arc<OomWatch>>,
     pub(super) oom_kills: u64,
@@ -216,7 +214,6 @@ impl Container {
                 starting: false,
                 deleted: false,
                 muted: false,
-                stand_in: None,
                 cgroups: Arc::default(),
                 oom: None,
                 oom_kills: 0,
@@ -292,7 +289,6 @@ impl Container {
         };
         {
             let mut state = self.lock();
-            state.stand_in = fs::read_link(format!("/proc/{pid}/exe")).ok();
             state.cgroups = cgroups;
             state.oom = oom.clone();
         }
@@ -454,26 +450,6 @@ impl Container {
         }
         let event = TaskOOM { container_id: self.id.clone(), ..Default::default() };
         self.shared.publisher.send("/tasks/oom", &event);
-    }
-
-    /// Waits until a process that was just started has become what it was started for: a runtime answers a little
-    /// earlier, and a signal in between would hit its own program. Bounded, and once per process.
-    pub(super) async fn entered(&self, process: &Process) {
-        let Some(stand_in) = self.lock().stand_in.clone() else { return };
-        for _ in 0..400 {
-            let (pid, known) = {
-                let state = process.lock();
-                (state.pid, state.entered || state.phase != Phase::Running)
-            };
-            if known {
-                return;
-            }
-            match fs::read_link(format!("/proc/{pid}/exe")) {
-                Ok(now) if now == stand_in => tokio::time::sleep(Duration::from_millis(5)).await,
-                _ => break,
-            }
-        }
-        process.lock().entered = true;
     }
 }
 

@@ -96,7 +96,6 @@ impl Container {
         let ran = self.run_with_console(&self.init, &stdio, op, io).await?;
         let pid = self.cli.read_pid_file(&ran, &self.bundle.init_pid()).map_err(|e| runtime::failure(&e))?;
         self.found_init(pid);
-        self.init.lock().entered = true;
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use super::options::CheckpointOptions;
 use super::process::{Phase, Process};
 use super::publisher::timestamp;
 use super::runtime;
+use crate::engine::control::entered;
 use crate::engine::runtime::RunIo;
 
 /// What Go calls the zero time. An unset field would read as 1970.
@@ -91,8 +92,8 @@ impl Container {
             return if self.shared.no_events && dead_enough { Ok(()) } else { Err(finished()) };
         }
         let Some(pidfd) = pidfd else { return Err(TaskError::precondition("process not created")) };
-        if number != 0 {
-            self.entered(&process).await;
+        if number != 0 && phase == Phase::Running {
+            entered(pidfd.pid(), number).await;
         }
         if !exec_id.is_empty() || number == 0 {
             return match pidfd.signal(number) {

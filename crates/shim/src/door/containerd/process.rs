@@ -50,8 +50,6 @@ pub(super) struct ProcessState {
     pub(super) stdio: Option<Arc<Stdio>>,
     /// The process document of an exec, until it runs.
     pub(super) spec: Vec<u8>,
-    /// It is known to have left the runtime's own program behind.
-    pub(super) entered: bool,
     pub(super) created_at: WallTime,
     pub(super) started_at: Option<WallTime>,
 }
@@ -77,7 +75,6 @@ impl Process {
             stdin_closed: false,
             stdio: None,
             spec,
-            entered: false,
             created_at: super::logger::now(),
             started_at: None,
         };

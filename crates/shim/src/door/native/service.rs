@@ -281,11 +281,13 @@ impl Monitor for Service {
     async fn kill(&self, _: &TtrpcContext, request: wire::KillRequest) -> Answer<wire::KillResponse> {
         let signal = signal_of(request.signal);
         let result = if request.exec_id.is_empty() {
-            self.container.kill(signal, request.all)
+            self.container.kill(signal, request.all).await
         } else {
-            self.container.exec_by_id(&request.exec_id).and_then(|exec| {
-                if request.all { self.container.kill_exec_tree(&exec, signal) } else { exec.kill(signal) }
-            })
+            match self.container.exec_by_id(&request.exec_id) {
+                Ok(exec) if request.all => self.container.kill_exec_tree(&exec, signal),
+                Ok(exec) => exec.kill(signal).await,
+                Err(failure) => Err(failure),
+            }
         };
         result.map_err(convert::error)?;
         Ok(wire::KillResponse::default())
