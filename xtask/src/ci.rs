@@ -35,6 +35,7 @@ fn steps() -> Vec<(&'static str, Command)> {
             cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]),
         ),
         ("doc", doc),
+        ("msrv", own(&["msrv"])),
     ]
 }
 
@@ -55,6 +56,8 @@ pub(crate) fn run(_args: Vec<OsString>) -> Result<()> {
             if good { "ok" } else { "FAILED" },
             sh::secs(out.took)
         ));
+        let skips: Vec<&str> = out.output.lines().filter(|line| line.starts_with("skip: ")).collect();
+        table.extend(skips.iter().map(|skip| format!("{name:<10} {skip}")));
         if !good {
             eprintln!("{}", out.output);
             failed.push((name.into(), out.output));

@@ -11,6 +11,7 @@ mod ci;
 mod codegen;
 mod demo;
 mod dist;
+mod msrv;
 mod newer;
 mod nostd;
 mod packages;
@@ -36,6 +37,7 @@ usage: cargo xtask TASK [options]
   bench [--quick] [GROUP...]    measure beside conmon, the Go shim and the floor (docs/measuring.md)
   codegen [--check]             regenerate the protocol crate from /proto (or compare)
   dist                          static release programs under their installed names, in target/dist
+  msrv                          check what is shipped with the pinned Rust, and package what is published
   nostd                         build the core for a machine without an operating system
   tidy                          house rules that neither the compiler nor clippy knows
   budget                        size, idle memory and system calls of the release shim against their limits
@@ -58,6 +60,7 @@ fn dispatch(task: &str, args: Vec<std::ffi::OsString>) -> Result<()> {
         "codegen" => codegen::run(&sh::root(), args.iter().any(|a| a == "--check")),
         "demo" => demo::run(args),
         "dist" => dist::run(args),
+        "msrv" => msrv::run(args),
         "nostd" => nostd::run(args),
         "spec-check" => spec::run(args),
         "tidy" => tidy::run(args),
