@@ -197,7 +197,8 @@ mod tests {
         let executed = |pid: i32| stat(pid).map(|s| s.has_executed());
         assert_eq!(executed(std::process::id() as i32), Some(true));
         let mut child = std::process::Command::new("sh")
-            .args(["-c", "(read line; exit 0) & echo $!; wait"])
+            // A background shell's own standard input is /dev/null.
+            .args(["-c", "exec 3<&0; (read line <&3; exit 0) & echo $!; wait"])
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .spawn()
