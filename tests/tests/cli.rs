@@ -9,8 +9,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::LocalFlags;
 use nix::unistd::Pid;
 use pintle_tests::{
-    Leftovers, PtyChild, TempDir, eventually, output_within, pintle, rootfs, shim, unique_id, wait_exit,
-    wait_for,
+    Leftovers, PtyChild, TempDir, eventually, newer_criu, output_within, pintle, rootfs, shim, unique_id,
+    wait_exit, wait_for,
 };
 use serde_json::Value;
 
@@ -399,6 +399,82 @@ fn a_bundle_is_created_and_started_in_steps() {
     assert!(bundle.join("config.json").exists(), "the user's bundle is not ours to remove");
     place.good(&["rm", &id]);
     assert!(bundle.join("config.json").exists());
+    place.finish();
+}
+
+/// A shim is replaced in place, and one that was killed is succeeded by another, from the command line.
+#[test]
+fn shims_are_upgraded_and_lost_ones_succeeded() {
+    let place = Place::new("heirs");
+    let ids = [place.detached(&[], "sleep 1000"), place.detached(&[], "read line; exit 4")];
+    let shim_pid = |id: &str| place.json(&["inspect", id])["shim"]["pid"].as_i64().expect("pid of the shim");
+    let before = ids.each_ref().map(|id| shim_pid(id));
+    place.good(&["upgrade", &ids[0]]);
+    place.good(&["upgrade", "--all"]);
+    assert_eq!(ids.each_ref().map(|id| shim_pid(id)), before, "in place");
+    let out = place.run(&["upgrade", "nobody"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("nobody"), "{}", text(&out.stderr));
+
+    let id = &ids[0];
+    let shim = Pid::from_raw(i32::try_from(before[0]).expect("a pid"));
+    kill(shim, Signal::SIGKILL).expect("kill the shim");
+    wait_for("the shim to be gone", || {
+        !pintle_tests::process_alive(u32::try_from(before[0]).expect("a pid"))
+    });
+    let out = place.run(&["exec", id, "true"]);
+    assert_eq!(out.status.code(), Some(125), "nobody is there: {}", text(&out.stderr));
+    place.good(&["adopt", id]);
+    assert_ne!(shim_pid(id), before[0]);
+    assert_eq!(place.run(&["exec", id, "sh", "-c", "exit 9"]).status.code(), Some(9));
+    for id in &ids {
+        place.good(&["rm", "-f", id]);
+    }
+    place.finish();
+}
+
+/// From a checkpoint on disk a container goes on, with the criu of a newer release.
+#[test]
+fn a_checkpoint_is_restored() {
+    let Some(criu) = newer_criu() else { return };
+    let place = Place::new("criu");
+    let ctl = place.dir.join("ctl");
+    fs::create_dir(&ctl).expect("create a directory");
+    let script = "i=0; while [ ! -e /ctl/stop ]; do i=$((i+1)); echo $i; sleep 0.05; done; exit 5";
+    let bundle = pintle_tests::Bundle::sh(script).bind(&ctl, "/ctl").write(place.dir.path());
+    let (bundle, log, image) = (bundle.to_str().unwrap(), place.dir.join("log"), place.dir.join("image"));
+    let (log, image) = (log.to_str().unwrap(), image.to_str().unwrap());
+    // The runtime looks for criu in PATH.
+    let path = format!(
+        "{}:{}",
+        criu.parent().unwrap().display(),
+        std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_string())
+    );
+    let good = |args: &[&str]| {
+        let out = output_within(place.command(args).env("PATH", &path));
+        assert!(out.status.success(), "pintle {args:?}: {}", text(&out.stderr));
+        text(&out.stdout)
+    };
+    let lines = || pintle_tests::read_cri(std::path::Path::new(log)).len();
+    let id = unique_id("cli");
+    good(&["run", "-d", "--id", &id, "--log", log, "--bundle", bundle]);
+    wait_for("some output", || fs::exists(log).unwrap_or(false) && lines() > 5);
+    good(&["checkpoint", "--image", image, &id]);
+    good(&["wait", &id]);
+    good(&["rm", &id]);
+    let written = lines();
+    let id = unique_id("cli");
+    good(&["restore", "-d", "--image", image, "--id", &id, "--log", log, "--bundle", bundle]);
+    wait_for("more output", || lines() > written + 5);
+    let text =
+        String::from_utf8(pintle_tests::rejoin(&pintle_tests::read_cri(std::path::Path::new(log)), "stdout"))
+            .expect("text");
+    for (i, line) in text.lines().enumerate() {
+        assert_eq!(line, (i + 1).to_string(), "a gap");
+    }
+    fs::write(ctl.join("stop"), "").expect("stop it");
+    assert_eq!(good(&["wait", &id]).trim(), "5");
+    good(&["rm", &id]);
     place.finish();
 }
 

@@ -5,8 +5,8 @@ use pintle_client::{
     Error, ErrorKind, EventKind, ExecOptions, ExecSyncOptions, ExitReason, Monitor, Status, read_exit_record,
 };
 use pintle_tests::{
-    Act, Bundle, FakeRuntime, Native, process_alive, process_children, scaled, unique_id, wait_for,
-    wait_for_async,
+    Act, Bundle, FakeRuntime, Native, eventually, process_alive, process_children, scaled, unique_id,
+    wait_for, wait_for_async,
 };
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -526,5 +526,77 @@ async fn ids_and_paths() {
     assert!(log.contains("37 101"), "{log}");
     monitor.delete(false).await.unwrap();
     std::fs::remove_dir_all(place.root().join("l".repeat(120))).unwrap();
+    place.finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn output_of_many_calls_has_one_bound() {
+    const CALLS: u64 = 8;
+    const EACH: u64 = 16 * 1024 * 1024;
+    let place = Native::new("bound");
+    let c = place.start(&Bundle::sh(IDLE)).await;
+    let calls: Vec<_> = (0..CALLS)
+        .map(|_| {
+            let monitor = c.monitor.clone();
+            let options = sh(&format!("head -c {EACH} /dev/zero; exit 7"));
+            tokio::spawn(async move { monitor.exec_sync(&options).await.unwrap() })
+        })
+        .collect();
+    let (mut got, mut whole) = (0, 0);
+    for call in calls {
+        let out = call.await.unwrap();
+        assert_eq!(out.exit.reason, ExitReason::Code(7));
+        assert_eq!(out.truncated, (out.stdout.len() as u64) < EACH, "cut and said so");
+        got += out.stdout.len();
+        whole += usize::from(!out.truncated);
+    }
+    // The clients' answers may leave one by one, so more than the bound may get through in all, never more at a time.
+    let peak = status_kb(c.shim_pid().await, "VmHWM:");
+    assert!(peak < 160 * 1024, "{peak} kB at the peak for {got} bytes, {whole} of {CALLS} whole");
+    let out = c.monitor.exec_sync(&sh(&format!("head -c {EACH} /dev/zero"))).await.unwrap();
+    assert!(!out.truncated && out.stdout.len() as u64 == EACH, "the room is free again");
+    c.delete().await;
+    place.finish();
+}
+
+/// A line of `/proc/PID/status` in kB.
+fn status_kb(pid: u32, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix(name)).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_during_create_leaves_no_container() {
+    let place = Native::new("midway");
+    let gate = place.path().join("gate");
+    let fake = FakeRuntime::new().on(
+        "create",
+        Act::Script(format!(
+            ": >{0}; while [ -e {0} ]; do sleep 0.02; done; exec \"$RUNC\" \"$@\"",
+            gate.display()
+        )),
+    );
+    let id = unique_id("mid");
+    let monitor = place.shim(&id).await;
+    let mut options = place.options(&id, &Bundle::sh(IDLE));
+    options.runtime.path = fake.write(place.path());
+    let creator = monitor.clone();
+    let creating = tokio::spawn(async move { creator.create(&options).await });
+    wait_for("the runtime's create", || gate.exists());
+    assert_eq!(kind(&monitor.shutdown(false).await.unwrap_err()), Some(ErrorKind::FailedPrecondition));
+    let ender = monitor.clone();
+    let ending = tokio::spawn(async move { ender.shutdown(true).await });
+    // Both requests are with the shim when it has answered a later one.
+    monitor.state().await.unwrap();
+    std::fs::remove_file(&gate).unwrap();
+    let _ = creating.await.unwrap();
+    ending.await.unwrap().unwrap();
+    let exit =
+        eventually("the record", || pintle_client::read_exit_record(&place.root().join(&id)).ok_or("none"));
+    assert_eq!(exit.reason, ExitReason::Signal { signal: 9, core_dumped: false }, "killed, not forgotten");
+    let mut rm = std::process::Command::new(pintle_tests::pintle());
+    let out = pintle_tests::output_within(rm.arg("--root").arg(place.root()).args(["rm", &id]));
+    assert!(out.status.success(), "{out:?}");
     place.finish();
 }

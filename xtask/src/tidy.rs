@@ -55,11 +55,25 @@ fn check(path: &str, text: &str) -> Vec<String> {
         if !path.ends_with(".lock") && machine.iter().any(|m| line.contains(m)) {
             found.push(format!("{}: a path of one machine", at()));
         }
+        if path.starts_with("proto/pintle/") && is_item(line) && !documented(text, n) {
+            found.push(format!("{}: a message, field or value without a comment", at()));
+        }
         if rust && line.ends_with(' ') {
             found.push(format!("{}: space at the end of the line", at()));
         }
     }
     found
+}
+
+/// Whether a line of a protocol file begins a message, an enum, a call, a field or a value.
+fn is_item(line: &str) -> bool {
+    let line = line.trim();
+    let declares = ["message ", "enum ", "service ", "rpc "].iter().any(|word| line.starts_with(word));
+    declares || (line.ends_with(';') && line.contains(" = ") && !line.starts_with("option "))
+}
+
+fn documented(text: &str, n: usize) -> bool {
+    n > 0 && text.lines().nth(n - 1).is_some_and(|before| before.trim().starts_with("//"))
 }
 
 /// Whether a sleep is the short pause of a loop that waits for a condition: less than a tenth of a second.
@@ -83,6 +97,9 @@ mod tests {
         let poll = concat!("//! A.\ntokio::time::", "sleep(Duration::from_millis(200)).await;\n");
         assert_eq!(check("tests/tests/a.rs", poll).len(), 1);
         assert!(check("crates/a.rs", concat!("//! A.\nstd::thread::", "sleep(d);\n")).is_empty());
+        let proto = "// A.\nmessage A {\n  // B.\n  uint32 b = 1;\n}\n";
+        assert!(check("proto/pintle/a.proto", proto).is_empty());
+        assert_eq!(check("proto/pintle/a.proto", &proto.replace("  // B.\n", "")).len(), 1);
         assert_eq!(check("README.md", concat!("see /wo", "rk/main\n")).len(), 1);
     }
 }

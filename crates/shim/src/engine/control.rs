@@ -184,15 +184,24 @@ impl Container {
         Ok(())
     }
 
+    /// Whether a create or restore is under way.
+    pub fn is_being_created(&self) -> bool {
+        self.lock().status == Status::Creating && self.operation.try_lock().is_err()
+    }
+
+    /// Waits for a create that is under way: what it makes a moment later would stay for ever.
+    pub async fn created_or_failed(&self) {
+        if self.is_being_created() {
+            drop(self.operation.lock().await);
+        }
+    }
+
     /// Deletes the container: the runtime's state, the cgroup, the state directory. The shim may end afterwards.
     ///
     /// # Errors
     /// If it lives and `force` is not set, and if the runtime cannot delete it.
     pub async fn delete(self: &Arc<Self>, force: bool) -> Result<Option<ExitRecord>, Failure> {
-        if self.lock().status == Status::Creating {
-            // A create under way is waited for: what it makes a moment later would stay for ever.
-            drop(self.operation.lock().await);
-        }
+        self.created_or_failed().await;
         let (status, exists) = {
             let inner = self.lock();
             (inner.status, inner.pidfd.is_some() || inner.spec.is_some())

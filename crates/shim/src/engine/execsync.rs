@@ -28,8 +28,34 @@ pub const OUTPUT_DEFAULT: u64 = 16 * 1024 * 1024;
 const LAUNCH: Duration = Duration::from_secs(10);
 /// The most a caller may ask for: it is held in the shim's memory.
 pub const OUTPUT_LIMIT: u64 = 64 * 1024 * 1024;
+/// What all calls that run at a time may hold together, and answers on their way; further output is cut.
+pub const OUTPUT_TOTAL: u64 = 64 * 1024 * 1024;
 /// How long output of left-over processes is waited for after the end.
 const LINGER: Duration = Duration::from_millis(500);
+
+/// Bytes of output that are in memory now, of all calls.
+static HELD: AtomicU64 = AtomicU64::new(0);
+
+/// The share of one call in the memory for output; given back when dropped, so it goes where the output goes.
+#[derive(Debug, Default)]
+pub struct Held(AtomicU64);
+
+impl Held {
+    /// As many of `wanted` bytes as there is room for.
+    fn take(&self, wanted: u64) -> u64 {
+        // One thread: nobody comes in between.
+        let taken = OUTPUT_TOTAL.saturating_sub(HELD.load(Ordering::Relaxed)).min(wanted);
+        HELD.fetch_add(taken, Ordering::Relaxed);
+        self.0.fetch_add(taken, Ordering::Relaxed);
+        taken
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        HELD.fetch_sub(*self.0.get_mut(), Ordering::Relaxed);
+    }
+}
 
 /// What came of it.
 #[derive(Debug)]
@@ -46,6 +72,8 @@ pub struct SyncResult {
     pub stdout: Vec<u8>,
     /// Its stderr.
     pub stderr: Vec<u8>,
+    /// To be kept as long as the output is.
+    pub held: Held,
     /// Output was cut.
     pub truncated: bool,
     /// The time was up and the tree was killed.
@@ -78,7 +106,7 @@ impl Container {
             ..Launch::default()
         };
         let output = Output {
-            kept: AtomicU64::new(0),
+            held: Held::default(),
             max: max_output.min(OUTPUT_LIMIT),
             truncated: AtomicBool::new(false),
         };
@@ -151,6 +179,7 @@ impl Container {
             stdout: out.bytes,
             stderr: err.bytes,
             truncated: output.truncated.load(Ordering::Relaxed),
+            held: output.held,
             timed_out,
         })
     }
@@ -207,7 +236,7 @@ async fn linger(out: &mut Reader, err: &mut Reader, output: &Output, killed: boo
 
 /// What two readers share; both run in one task, but its future must be `Send`.
 struct Output {
-    kept: AtomicU64,
+    held: Held,
     max: u64,
     truncated: AtomicBool,
 }
@@ -242,12 +271,11 @@ impl Reader {
         };
         match read {
             Ok(n) if n > 0 => {
-                let room = output.max.saturating_sub(output.kept.load(Ordering::Relaxed));
-                let take = usize::try_from(room).unwrap_or(usize::MAX).min(n);
+                let room = output.max.saturating_sub(output.held.0.load(Ordering::Relaxed));
+                let take = output.held.take(room.min(n as u64)) as usize;
                 if take < n {
                     output.truncated.store(true, Ordering::Relaxed);
                 }
-                output.kept.fetch_add(take as u64, Ordering::Relaxed);
                 self.bytes.extend_from_slice(&buffer[..take]);
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

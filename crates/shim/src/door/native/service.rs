@@ -397,7 +397,11 @@ impl Monitor for Service {
         if let Some(client) = client {
             let (out, err) = (std::mem::take(&mut result.stdout), std::mem::take(&mut result.stderr));
             // A client that goes away or does not read loses the output it asked for; the answer still tells the end.
-            tokio::spawn(super::stdio_sock::deliver(client, out, err));
+            let held = result.held;
+            tokio::spawn(async move {
+                super::stdio_sock::deliver(client, out, err).await;
+                drop(held);
+            });
         }
         let record = pintle_core::record::ExitRecord {
             id: self.container.id.clone(),
@@ -576,12 +580,15 @@ impl Monitor for Service {
         let ending = self.ending.clone();
         detached(async move {
             let alive = container.lock().pidfd.is_some() && container.exit().is_none();
-            if alive {
+            if alive || container.is_being_created() {
                 if !request.force {
                     let message = format!("container {} is alive", container.id);
                     return Err(Failure::precondition(container.id.as_str(), message));
                 }
-                container.stop(libc::SIGKILL, Duration::ZERO).await?;
+                container.created_or_failed().await;
+                if container.lock().pidfd.is_some() {
+                    container.stop(libc::SIGKILL, Duration::ZERO).await?;
+                }
             }
             ending.send_replace(true);
             Ok(())
