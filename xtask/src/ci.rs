@@ -30,6 +30,7 @@ fn steps() -> Vec<(&'static str, Command)> {
         ("spec", own(&["spec-check"])),
         ("api", own(&["api-check"])),
         ("nostd", own(&["nostd"])),
+        ("deny", own(&["deny"])),
         (
             "clippy",
             cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]),

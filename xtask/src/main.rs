@@ -10,6 +10,7 @@ mod build;
 mod ci;
 mod codegen;
 mod demo;
+mod deny;
 mod dist;
 mod msrv;
 mod newer;
@@ -28,10 +29,11 @@ use anyhow::{Result, bail};
 const HELP: &str = "\
 usage: cargo xtask TASK [options]
 
+  deny [--advisories]           dependencies against deny.toml (cargo-deny)
   demo                          a container's whole life, told step by step; leaves nothing behind
   test [TARGET...] [-- FILTER]  install what is missing, build, run every test (or the named targets)
        --full                   the full counts instead of the scaled ones
-       --vm                     only those that need cgroup v2, in a guest (tests/vm/run)
+       --vm                     only those that run in a guest (tests/vm/run)
        --list                   only list the test targets
   ci                            what decides about a change: fmt, clippy, doc, checks, tests
   bench [--quick] [GROUP...]    measure beside conmon, the Go shim and the floor (docs/measuring.md)
@@ -59,6 +61,7 @@ fn dispatch(task: &str, args: Vec<std::ffi::OsString>) -> Result<()> {
         "ci" => ci::run(args),
         "codegen" => codegen::run(&sh::root(), args.iter().any(|a| a == "--check")),
         "demo" => demo::run(args),
+        "deny" => deny::run(args),
         "dist" => dist::run(args),
         "msrv" => msrv::run(args),
         "nostd" => nostd::run(args),

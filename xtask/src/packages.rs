@@ -39,6 +39,8 @@ const TEST: &[Package] = &[
     need("iptables", "iptables"),
     need("systemd", "journalctl"),
     nice("user-mode-linux", "linux.uml"),
+    nice("dmsetup", "dmsetup"),
+    nice("e2fsprogs", "mkfs.ext4"),
 ];
 
 /// What the demonstration needs of it.

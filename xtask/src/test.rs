@@ -26,6 +26,8 @@ const ONE_TEST: Duration = Duration::from_secs(600);
 
 /// Test programs that need a machine whose only cgroup tree is v2: elsewhere they run in a guest.
 const GUEST: &[&str] = &["cgroup2"];
+/// Test programs that break the machine they run on, its clock and its disks: always in a guest.
+const GUEST_ONLY: &[&str] = &["machine"];
 
 /// What `cargo xtask test` was asked for.
 #[derive(Default)]
@@ -64,7 +66,9 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<()> {
         match arg {
             lexopt::Arg::Long("full") => options.full = true,
             lexopt::Arg::Long("list") => options.list = true,
-            lexopt::Arg::Long("vm") => options.targets.extend(GUEST.iter().map(|t| t.to_string())),
+            lexopt::Arg::Long("vm") => {
+                options.targets.extend(GUEST.iter().chain(GUEST_ONLY).map(|t| t.to_string()));
+            }
             lexopt::Arg::Value(v) => {
                 // Everything behind `--` is a filter: lexopt hands it out as plain values.
                 options.targets.push(v.to_string_lossy().into_owned());
@@ -104,12 +108,7 @@ pub(crate) fn all(options: &Options) -> Result<()> {
     }
     let built = began.elapsed();
 
-    let run = Run {
-        doors,
-        full: options.full,
-        marker: format!("PINTLE_TEST_RUN={}", std::process::id()),
-        guest: Guest::find(),
-    };
+    let run = Run { doors, full: options.full, marker: format!("PINTLE_TEST_RUN={}", std::process::id()) };
     let mut outcomes = Vec::new();
     for target in &targets {
         let outcome = run.target(target, &options.filters)?;
@@ -214,13 +213,12 @@ struct Run {
     full: bool,
     /// Put into the environment of the tests: what they leave running is known by it.
     marker: String,
-    guest: Guest,
 }
 
-/// Where the test programs of [`GUEST`] run.
+/// Where a test program of [`GUEST`] or [`GUEST_ONLY`] runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Guest {
-    /// Here: this machine is such a one.
+    /// Here: it needs no guest, or this machine is what it needs.
     Here,
     /// In user-mode Linux.
     Uml,
@@ -229,9 +227,10 @@ enum Guest {
 }
 
 impl Guest {
-    fn find() -> Self {
+    fn of(target: &str) -> Self {
         let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
-        if controllers.split_whitespace().any(|c| c == "memory") {
+        let pure = || controllers.split_whitespace().any(|c| c == "memory");
+        if !GUEST_ONLY.contains(&target) && (!GUEST.contains(&target) || pure()) {
             Self::Here
         } else if sh::which("linux.uml").is_some() && nix::unistd::geteuid().is_root() {
             Self::Uml
@@ -243,7 +242,7 @@ impl Guest {
 
 impl Run {
     fn command(&self, target: &Target) -> Command {
-        let mut c = if GUEST.contains(&target.name.as_str()) && self.guest == Guest::Uml {
+        let mut c = if Guest::of(&target.name) == Guest::Uml {
             let mut c = Command::new(sh::root().join("tests/vm/run"));
             c.arg(&target.program);
             c
@@ -268,8 +267,9 @@ impl Run {
     fn target(&self, target: &Target, filters: &[String]) -> Result<Outcome> {
         let mut outcome = Outcome { name: target.name.clone(), ..Outcome::default() };
         let began = Instant::now();
-        if GUEST.contains(&target.name.as_str()) && self.guest == Guest::Nowhere {
-            outcome.notices.push("left out: needs cgroup v2, or root and the package user-mode-linux".into());
+        if Guest::of(&target.name) == Guest::Nowhere {
+            let what = "notice: left out: needs root and the package user-mode-linux (or, cgroup2, a cgroup v2 tree)";
+            outcome.notices.push(what.into());
             return Ok(outcome);
         }
         let mut list = Command::new(&target.program);

@@ -288,6 +288,12 @@ impl OomCounter {
         new
     }
 
+    /// Takes in a kill that is known of although the counters cannot be read any more; answers 1.
+    pub fn observe_unread_kill(&mut self) -> u64 {
+        let last = self.last_own;
+        self.observe(MemoryEvents { oom: last.oom + 1, oom_kill: last.oom_kill + 1, ..last }, None)
+    }
+
     /// Init lives and is not about to die: none of the kills that were observed was its own.
     pub fn init_survived(&mut self) {
         self.survived = self.last_own.oom_kill;
@@ -372,6 +378,9 @@ mod tests {
         let v = c.verdict(true);
         assert_eq!((v.kills, v.level, v.init_killed), (1, Some(OomLevel::Own), true));
         assert!(!c.verdict(false).init_killed);
+        let mut gone = OomCounter::new(kill(1, 1), zero);
+        assert_eq!(gone.observe_unread_kill(), 1);
+        assert_eq!(gone.verdict(true), c.verdict(true));
         // A child was killed, init was seen alive after it, and then somebody killed init.
         c.init_survived();
         let v = c.verdict(true);

@@ -2,9 +2,13 @@
 
 use std::process::ExitCode;
 
-use pintle_shim::door;
+use pintle_shim::{door, engine::sandbox};
 
 fn main() -> ExitCode {
+    if let Err(message) = sandbox::enter() {
+        eprintln!("pintle-shim: {message}");
+        return ExitCode::FAILURE;
+    }
     let mut args = std::env::args_os();
     let own = args.next().unwrap_or_default();
     let name = std::path::Path::new(&own).file_name().unwrap_or_default().to_string_lossy();

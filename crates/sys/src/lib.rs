@@ -15,6 +15,7 @@ pub mod peer;
 pub mod pidfd;
 pub mod process;
 pub mod pty;
+pub mod sandbox;
 pub mod seqpacket;
 pub mod signals;
 pub mod startup;

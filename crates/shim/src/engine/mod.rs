@@ -28,6 +28,7 @@ pub mod reap;
 pub mod record;
 pub mod rundown;
 pub mod runtime;
+pub mod sandbox;
 pub mod signal;
 pub mod spec;
 pub mod stats;

@@ -1,8 +1,9 @@
 //! Watching a container's cgroup for OOM kills.
 //!
-//! Facts come from the kernel's counters only; notifications merely say when to look. So a notification that also
-//! comes with the removal of a cgroup (v1) is no kill, and a kill whose notification comes late is still counted by the
-//! last look before the exit record is written.
+//! Facts come from the kernel's counters; notifications say when to look. So a notification that also comes with the
+//! removal of a cgroup (v1) is no kill, and a kill whose notification comes late is still counted by the look at the end.
+//! Whoever removes the cgroup before that look takes the counters away, also from those who hold the file open. On v1 the
+//! notifications are then what is left: the removal makes one, each OOM one more.
 
 use super::cgroup::{CgroupDir, Cgroups, for_each_below};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -13,6 +14,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::Interest;
@@ -67,8 +69,13 @@ pub struct OomWatch {
     own: Level,
     parent: Option<Level>,
     notify: Option<AsyncFd<OwnedFd>>,
+    /// Notifications of v1 so far.
+    signals: AtomicU64,
     counter: Mutex<OomCounter>,
 }
+
+/// How long the notification of a cgroup's removal is waited for, and how often it is looked for.
+const REMOVAL: (Duration, u32) = (Duration::from_millis(5), 80);
 
 impl OomWatch {
     /// Starts to watch. `None` where there is no memory controller for the container.
@@ -111,7 +118,7 @@ impl OomWatch {
         let start_parent = parent.as_ref().and_then(|p| p.read(false)).unwrap_or_default();
         let notify = Some(super::ready::async_fd(notify, Interest::READABLE)?);
         let counter = Mutex::new(counter.unwrap_or_else(|| OomCounter::new(start_own, start_parent)));
-        Ok(Some(Self { own, parent, notify, counter }))
+        Ok(Some(Self { own, parent, notify, signals: AtomicU64::new(0), counter }))
     }
 
     /// Reads the counters now; answers how many kills are new.
@@ -136,10 +143,38 @@ impl OomWatch {
         self.counter.lock().unwrap_or_else(PoisonError::into_inner).verdict(init_sigkilled)
     }
 
-    /// Looks a last time and gives the facts. Call it before the cgroup is deleted.
-    pub fn last_look(&self, init_sigkilled: bool) -> OomVerdict {
-        self.look();
-        self.verdict(init_sigkilled)
+    /// Looks when init has ended, first thing; answers how many kills are new. Takes up to 0.4 s where init was killed and
+    /// somebody has removed the cgroup already.
+    pub async fn look_at_end(&self, init_sigkilled: bool) -> u64 {
+        let new = self.look();
+        let counted = self.verdict(false).kills;
+        if new > 0 || !init_sigkilled || self.own.dir.unified || self.own.read(false).is_some() {
+            return new;
+        }
+        for _ in 0..REMOVAL.1 {
+            if self.take_signals() >= counted + 2 {
+                return self.counter.lock().unwrap_or_else(PoisonError::into_inner).observe_unread_kill();
+            }
+            tokio::time::sleep(REMOVAL.0).await;
+        }
+        0
+    }
+
+    /// Empties the notifications; gives the number of those of v1 so far.
+    fn take_signals(&self) -> u64 {
+        let mut buffer = [0u8; 4096];
+        while let Some(n) =
+            self.notify.as_ref().and_then(|fd| nix::unistd::read(fd.get_ref(), &mut buffer).ok())
+        {
+            match (self.own.dir.unified, buffer.first_chunk()) {
+                _ if n == 0 => break,
+                (false, Some(count)) => {
+                    self.signals.fetch_add(u64::from_ne_bytes(*count), Ordering::Relaxed);
+                }
+                _ => {}
+            }
+        }
+        self.signals.load(Ordering::Relaxed)
     }
 
     /// Waits until at least one new kill is counted; answers how many. Cancel-safe.
@@ -148,8 +183,7 @@ impl OomWatch {
             let Some(notify) = &self.notify else { return std::future::pending().await };
             match notify.readable().await {
                 Ok(mut ready) => {
-                    let mut buffer = [0u8; 4096];
-                    while nix::unistd::read(notify.get_ref(), &mut buffer).is_ok_and(|n| n > 0) {}
+                    self.take_signals();
                     ready.clear_ready();
                 }
                 Err(_) => return std::future::pending().await,

@@ -3,11 +3,11 @@
 use super::container::{Container, Status};
 use super::events::EventKind;
 use super::failpoint::reached;
+use super::log::LossCause;
 use super::pump::DrainPolicy;
 use super::reap::Ended;
 use super::record::{write_ending, write_exit_record};
 use super::{persist, tree};
-use pintle_core::cgroup::OomVerdict;
 use pintle_core::record::ExitRecord;
 use pintle_sys::clock;
 use std::process::{Command, Stdio};
@@ -16,33 +16,33 @@ use std::time::Duration;
 
 /// Runs the steps after init was reaped.
 pub async fn run(container: &Arc<Container>, ended: Ended) {
+    // Before anything that may take time: whoever removes the cgroup takes its counters away.
+    let sigkilled = ended.exit.signal() == Some(libc::SIGKILL);
+    let oom = container.lock().oom.clone();
+    let new_kills = match &oom {
+        Some(oom) => oom.look_at_end(sigkilled).await,
+        None => 0,
+    };
     let _active = container.activity.read().await;
     reached("reaped");
     // A start that is still being answered is told first.
     drop(container.starting.lock().await);
-    let (pid, started_at, hub, oom, cgroups, execs, spec, private) = {
+    let (pid, started_at, hub, cgroups, execs, spec, private) = {
         let inner = container.lock();
         (
             inner.pid,
             inner.started_at,
             inner.hub.clone(),
-            inner.oom.clone(),
             inner.cgroups.clone(),
             inner.execs.values().cloned().collect::<Vec<_>>(),
             inner.spec.clone().unwrap_or_default(),
             inner.facts.own_pid_namespace,
         )
     };
-    // Last look while the cgroup is there.
-    let sigkilled = ended.exit.signal() == Some(libc::SIGKILL);
-    let mut verdict = OomVerdict::default();
-    if let Some(oom) = &oom {
-        let new = oom.look();
-        if new > 0 {
-            container.tell_oom(new);
-        }
-        verdict = oom.verdict(sigkilled);
+    if new_kills > 0 {
+        container.tell_oom(new_kills);
     }
+    let verdict = oom.map(|oom| oom.verdict(sigkilled)).unwrap_or_default();
     let mut record = ExitRecord {
         id: container.id.clone(),
         exec_id: String::new(),
@@ -79,6 +79,10 @@ pub async fn run(container: &Arc<Container>, ended: Ended) {
         // Flush, fsync, close the log; attach clients get their ends.
         if let Err(error) = hub.finish(true).await {
             eprintln!("finish log of {}: {error}", container.id);
+            // What was taken may not have reached the disk; how much of it, nobody knows.
+            let cause = error.io().map_or(LossCause::Errno(libc::EIO), LossCause::of).name();
+            let attributes = [("cause", cause), ("sync", error.to_string())];
+            container.events.push(EventKind::BytesLost, "", pid, None, &attributes);
         }
         record.log_bytes_lost = hub.counters().losses.total();
     }

@@ -393,7 +393,8 @@ impl Session {
         };
         if let Some(oom) = &oom {
             let killed = matches!(&end, End::Exited(Ended { exit: Exit::Signal { signal: 9, .. }, .. }));
-            let verdict = oom.last_look(killed);
+            oom.look_at_end(killed).await;
+            let verdict = oom.verdict(killed);
             self.oom = verdict;
             if verdict.kills > 0 && !told {
                 self.report_oom();

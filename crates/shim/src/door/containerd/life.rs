@@ -107,6 +107,12 @@ impl Container {
 
     async fn end_of_init(self: Arc<Self>, watch: ExitWatch) {
         let ended = watch.wait().await;
+        // Whoever removes the cgroup takes its counters away.
+        let oom = self.lock().oom.clone();
+        let early = match &oom {
+            Some(watch) => watch.look_at_end(ended.exit.signal() == Some(libc::SIGKILL)).await,
+            None => 0,
+        };
         // The start is told before the end.
         self.until(|s| !s.starting).await;
         let frozen = {
@@ -133,8 +139,8 @@ impl Container {
                 stdio.release_terminal();
             }
         }
-        let oom = self.lock().oom.clone();
-        if let Some(kills) = oom.map(|watch| watch.look()).filter(|n| *n > 0) {
+        let kills = early + oom.map_or(0, |watch| watch.look());
+        if kills > 0 {
             self.tell_oom(kills);
         }
         let exit = ProcessExit::from(ended);
