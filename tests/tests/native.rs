@@ -196,7 +196,8 @@ async fn attach_clients_see_the_same_and_a_stalled_one_is_dropped() {
     let mut rest = Vec::new();
     let told = tokio::time::timeout(LONG, stalled.stdout.read_to_end(&mut rest)).await.expect("told in time");
     assert!(told.is_err(), "the client that did not read was not told that it missed something");
-    assert!(matches!(stalled.control.closed().await, StdioEnd::Dropped(_)));
+    // By a last packet, if its socket had room for one when the container ended, else by the connection's loss.
+    assert_ne!(stalled.control.closed().await, StdioEnd::Finished);
     assert!(log.starts_with(&rest), "what it got before is the beginning");
     let io = c.state().await.io;
     assert!(io.clients_dropped >= 1, "{io:?}");

@@ -114,25 +114,19 @@ fn filter() -> Program {
     program
 }
 
-/// Whether [`confine`] was called in this process or one it descends from.
+/// Whether [`confine_descendants`] was called in this process or one it descends from.
 pub fn is_confined() -> bool {
     // SAFETY: prctl with an option that no kernel knows touches nothing.
     let answer = unsafe { libc::prctl(QUESTION as libc::c_int, 0, 0, 0, 0) };
     answer < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EALREADY)
 }
 
-/// Confines this process. It must have one thread: the filter holds for the calling one and what it starts.
-///
-/// For the process alone, not for what it executes: no new executable memory (Linux 6.6; older ones go without) and, for
-/// root, neither core dumps nor tracing by others of its uid. For the process and all its descendants: the system calls
-/// that a container's life never needs fail with `EPERM`. Where the filter needs it (without `CAP_SYS_ADMIN` in its user
-/// namespace) also no-new-privileges, by which set-uid programs, such as `newuidmap`, lose their power for all descendants.
-///
-/// Called again, by this program or by one that it executed, it only sets anew what an `execve` takes away.
+/// Confines this process and nothing that it executes: no new executable memory (Linux 6.6; older ones go without) and,
+/// for root, neither core dumps nor tracing by others of its uid. To be called again by a program that it executed.
 ///
 /// # Errors
-/// If the kernel refuses the filter.
-pub fn confine() -> io::Result<()> {
+/// If the kernel refuses.
+pub fn confine_process() -> io::Result<()> {
     if nix::unistd::geteuid().is_root() {
         // A process that is not dumpable may not open its own /proc/self as an ordinary user.
         nix::sys::prctl::set_dumpable(false)?;
@@ -147,6 +141,19 @@ pub fn confine() -> io::Result<()> {
             return Err(error);
         }
     }
+    Ok(())
+}
+
+/// Confines this process and all its descendants: the system calls that a container's life never needs fail with `EPERM`.
+/// It must have one thread: the filter holds for the calling one and what it starts. Called again, it does nothing.
+///
+/// Where the filter needs it (without `CAP_SYS_ADMIN` in its user namespace) it also sets no-new-privileges, by which
+/// set-uid programs, such as `newuidmap`, lose their power. CRIU cannot make or restore checkpoints below a filter: the
+/// kernel does not let a filtered process suspend the filters of another.
+///
+/// # Errors
+/// If the kernel refuses the filter.
+pub fn confine_descendants() -> io::Result<()> {
     if is_confined() {
         return Ok(());
     }

@@ -1,19 +1,19 @@
 //! `PINTLE_SANDBOX`: the shim confines itself (docs/adr/0023-sandbox.md).
 
-use pintle_sys::sandbox;
+use pintle_sys::sandbox::{confine_descendants, confine_process};
 
-/// Confines the process if the environment variable `PINTLE_SANDBOX` is `1`; the first thing that a program does.
-/// Not set, empty or `0`, nothing happens.
+/// Confines the process as the environment variable `PINTLE_SANDBOX` says; the first thing that a program does.
+/// Not set, empty or `0`: not at all. `process`: the shim alone. `all`: also what it executes, the container included.
 ///
 /// # Errors
 /// If the variable has another value, or the kernel refuses: a shim that was to be confined does not run without.
 pub fn enter() -> Result<(), String> {
-    match std::env::var_os("PINTLE_SANDBOX") {
-        None => Ok(()),
-        Some(value) if value.is_empty() || value == "0" => Ok(()),
-        Some(value) if value == "1" => {
-            sandbox::confine().map_err(|e| format!("PINTLE_SANDBOX: confine the process: {e}"))
-        }
-        Some(value) => Err(format!("PINTLE_SANDBOX is {value:?}, not 0 or 1")),
-    }
+    let Some(wish) = std::env::var_os("PINTLE_SANDBOX") else { return Ok(()) };
+    let result = match wish.to_str() {
+        Some("" | "0") => return Ok(()),
+        Some("process") => confine_process(),
+        Some("all") => confine_process().and_then(|()| confine_descendants()),
+        _ => return Err(format!("PINTLE_SANDBOX is {wish:?}, not 0, process or all")),
+    };
+    result.map_err(|e| format!("PINTLE_SANDBOX: confine the process: {e}"))
 }
