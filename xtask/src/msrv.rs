@@ -49,6 +49,6 @@ fn have(toolchain: &str) -> bool {
     }
     let mut install = Command::new("rustup");
     install.args(["toolchain", "install", toolchain, "--profile", "minimal", "--no-self-update"]);
-    let _ = sh::capture(&mut install, Duration::from_secs(300));
+    let _ = sh::capture(&mut install, Duration::from_secs(150));
     installed()
 }
