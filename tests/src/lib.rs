@@ -35,8 +35,8 @@ pub use packets::connect_packets;
 pub use pty::PtyChild;
 pub use taskshim::{Caller, Fifos, Refused, Sink, Start, Task, TaskShim, Told, tally};
 pub use tools::{
-    conmon, containerd_shim, crun, door, full, is_cgroup2, newer_criu, pintle, require_tool, runc, runtimes,
-    scaled, shim,
+    conmon, containerd_shim, crun, door, full, is_cgroup2, newer_criu, other_shims, pintle, require_tool,
+    runc, runtimes, scaled, shim,
 };
 pub use wait::{
     DEADLINE, eventually, let_pass, let_pass_async, output_within, wait_exit, wait_for, wait_for_async,

@@ -98,6 +98,15 @@ pub fn shim() -> PathBuf {
     door("pintle-shim")
 }
 
+/// The shims to upgrade to and from: another build of this source, with the next state version, and, if the environment
+/// variable `PINTLE_OLD_SHIM` names one, a shim of an older commit.
+///
+/// # Panics
+/// When it was not built.
+pub fn other_shims() -> (PathBuf, Option<PathBuf>) {
+    (door("next/pintle-shim"), std::env::var_os("PINTLE_OLD_SHIM").map(PathBuf::from))
+}
+
 /// The shim as conmon.
 pub fn conmon() -> PathBuf {
     door("conmon")

@@ -5,8 +5,8 @@ use pintle_client::{
     read_exit_record,
 };
 use pintle_tests::{
-    Act, Bundle, FakeRuntime, Native, process_alive, read_cri, rejoin, scaled, shim, unique_id, wait_for,
-    wait_for_async,
+    Act, Bundle, FakeRuntime, Native, other_shims, parse_cri, process_alive, read_cri, rejoin, scaled, shim,
+    unique_id, wait_for, wait_for_async,
 };
 use std::path::Path;
 use std::time::Duration;
@@ -45,6 +45,15 @@ fn counted(log: &Path) -> u64 {
         last = number;
     }
     last
+}
+
+/// The last number in a log that is being written.
+fn counted_so_far(log: &Path) -> u64 {
+    let bytes = std::fs::read(log).unwrap();
+    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    let text = rejoin(&parse_cri(&bytes[..whole]).unwrap(), "stdout");
+    let text = String::from_utf8(text).unwrap();
+    text.lines().next_back().map_or(0, |l| l.parse().unwrap())
 }
 
 /// The end is the true one where the kernel can tell, or said to be unknown; never a guess.
@@ -249,6 +258,110 @@ async fn an_upgrade_loses_nothing() {
     let sequence: Vec<u64> = events.iter().map(|e| e.sequence).collect();
     assert_eq!(sequence, (1..=events.len() as u64).collect::<Vec<_>>());
     c.delete().await;
+    place.finish();
+}
+
+/// From one build to another, whose state version is the next one: nothing is lost on the way; the way back is refused
+/// with a reason, in place and by adoption, and the newer one runs on.
+#[tokio::test]
+async fn an_upgrade_goes_from_one_build_to_another() {
+    let (next, old) = other_shims();
+    between(&shim(), &next, true).await;
+    // An older commit whose state version is ours may be gone back to.
+    if let Some(old) = old {
+        between(&old, &shim(), false).await;
+        between(&old, &next, true).await;
+        println!("also from {}", old.display());
+    }
+}
+
+async fn between(old: &Path, new: &Path, newer_state: bool) {
+    let place = Native::new("builds");
+    let id = unique_id("bl");
+    let mut config = place.spawn_config(&id);
+    config.shim = old.to_path_buf();
+    let monitor = Monitor::spawn(config).await.unwrap();
+    let script = "trap 'exit 4' TERM; i=0; while :; do i=$((i+1)); echo $i; done";
+    let options = place.options(&id, &Bundle::sh(script));
+    let log = options.logs[0].path.clone();
+    monitor.create(&options).await.unwrap();
+    monitor.start().await.unwrap();
+    let mut stdout = monitor.attach(false).await.unwrap().stdio.stdout;
+    let reader = tokio::spawn(async move {
+        let mut bytes = Vec::new();
+        // An error is the loss of the shim, where the test kills it.
+        let end = stdout.read_to_end(&mut bytes).await.is_ok();
+        (bytes, end)
+    });
+    let exec = monitor.exec(&ExecOptions::new(["sleep", "1000"])).await.unwrap();
+    let before = monitor.info().await.unwrap();
+    let process = monitor.state().await.unwrap().process;
+    let there = async |times: usize| {
+        wait_for_async("the other image to serve", async || {
+            let events = monitor.poll_events(0, Duration::ZERO).await.map_err(|e| e.to_string())?;
+            let seen = events.iter().filter(|e| e.kind == EventKind::Upgraded).count();
+            if seen >= times { Ok(events) } else { Err(format!("{seen} upgrades told")) }
+        })
+        .await
+    };
+    wait_for("some lines", || std::fs::metadata(&log).is_ok_and(|m| m.len() > 1000));
+    let upgraded_at = counted_so_far(&log);
+    monitor.upgrade(Some(new)).await.unwrap();
+    let events = there(1).await;
+    // And it goes on.
+    wait_for("lines after the upgrade", || counted_so_far(&log) > upgraded_at + 1000);
+    let after = monitor.info().await.unwrap();
+    assert_eq!(after.pid, before.pid, "another process");
+    let told = events.iter().find(|e| e.kind == EventKind::Upgraded).unwrap();
+    assert_eq!((&told.attributes["from"], &told.attributes["to"]), (&before.version, &after.version));
+    let running = std::fs::read_link(format!("/proc/{}/exe", after.pid)).unwrap();
+    assert_eq!(running, new.canonicalize().unwrap());
+    assert_eq!(monitor.state().await.unwrap().process, process);
+    if newer_state {
+        assert_ne!(before.version, after.version);
+        assert_eq!(after.state_version, before.state_version + 1);
+        let error = monitor.upgrade(Some(old)).await.unwrap_err();
+        let reason = format!("state version {} is not understood", after.state_version);
+        assert!(error.to_string().contains(&reason), "{error}");
+        assert_eq!(monitor.info().await.unwrap(), after, "the one that was there runs on");
+    } else {
+        monitor.upgrade(Some(old)).await.unwrap();
+        there(2).await;
+        monitor.upgrade(Some(new)).await.unwrap();
+        there(3).await;
+    }
+    // What was under way before still is.
+    exec.kill(15).await.unwrap();
+    let exit = exec.wait(Some(SOON)).await.unwrap();
+    assert_eq!(exit.reason, ExitReason::Signal { signal: 15, core_dumped: false });
+    if newer_state {
+        // The state on disk is the newer one's, too: the older one does not guess what it means.
+        kill_hard(u32::try_from(after.pid).unwrap());
+        let mut config = place.spawn_config(&id);
+        config.shim = old.to_path_buf();
+        config.args.push("--adopt".into());
+        let error = Monitor::spawn(config.clone()).await.unwrap_err();
+        assert!(error.to_string().contains("is newer than"), "{error}");
+        config.shim = new.to_path_buf();
+        let adopter = Monitor::spawn(config).await.unwrap();
+        let exit = adopter.stop(None, SOON).await.unwrap();
+        true_or_unknown(&exit.reason, &ExitReason::Code(4));
+    } else {
+        let exit = monitor.stop(None, SOON).await.unwrap();
+        assert_eq!(exit.reason, ExitReason::Code(4));
+    }
+    let last = counted(&log);
+    // The attach client that came before the upgrade saw all of it, whole lines from its first to its last one.
+    let (bytes, end) = tokio::time::timeout(SOON, reader).await.unwrap().unwrap();
+    assert_eq!(end, !newer_state, "how the client's connection ended");
+    let text = String::from_utf8(bytes).unwrap();
+    let whole = &text[..text.rfind('\n').unwrap()];
+    let numbers: Vec<u64> = whole.lines().skip(1).map(|l| l.parse().unwrap()).collect();
+    assert!(numbers.windows(2).all(|w| w[1] == w[0] + 1), "a gap at the attach client");
+    let seen = *numbers.last().unwrap();
+    assert!(seen > upgraded_at, "the client saw {seen}, and {upgraded_at} was written before the upgrade");
+    assert!(newer_state || seen == last, "the client saw {seen} of {last}");
+    monitor.delete(true).await.unwrap();
     place.finish();
 }
 

@@ -15,7 +15,8 @@ async fn random_lives_hold_what_is_promised() {
         jobs: 4,
         verbose: false,
     };
-    let report = run(config, Abilities { adopt: true, upgrade: true }).await.expect("a place to run in");
+    let report =
+        run(config, Abilities { adopt: true, upgrade: true, conmon: true }).await.expect("a place to run in");
     assert!(report.violations.is_empty(), "{report}\n{:#?}", report.violations);
     assert_eq!(report.injected, report.reported, "{report}");
     assert!(report.containers > 0);

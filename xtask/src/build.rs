@@ -20,7 +20,13 @@ pub(crate) fn run(_args: Vec<OsString>) -> Result<()> {
 }
 
 /// Builds for development and fills `target/doors`.
+///
+/// `next/pintle-shim` in it is another build, with another state version, for the tests of upgrades.
 pub(crate) fn doors() -> Result<PathBuf> {
+    let next = sh::target().join("doors/next");
+    fs::create_dir_all(&next).with_context(|| format!("create {}", next.display()))?;
+    sh::run(sh::cargo().args(["build", "--package", "pintle-shim", "--features", "next-version"]))?;
+    link(&sh::target().join("debug/pintle-shim"), &next.join("pintle-shim"))?;
     sh::run(sh::cargo().args(["build", "--package", "pintle-shim", "--package", "pintle-cli"]))?;
     let dir = sh::target().join("doors");
     link_names(&sh::target().join("debug"), &dir)?;

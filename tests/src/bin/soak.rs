@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("start a runtime");
-    let abilities = abilities.unwrap_or(Abilities { adopt: true, upgrade: true });
+    let abilities = abilities.unwrap_or(Abilities { adopt: true, upgrade: true, conmon: true });
     println!("seed {}", config.seed);
     let began = Instant::now();
     match runtime.block_on(run(config, abilities)) {

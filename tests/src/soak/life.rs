@@ -19,10 +19,10 @@ use crate::{Bundle, Leftovers, crun, fds, private_dirty_kib, process_alive, runc
 /// How long anything may take before it counts as hanging.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Of a container with a memory limit.
-const MEMORY: i64 = 40 << 20;
+pub(super) const MEMORY: i64 = 40 << 20;
 
 /// What the container runs: one command per line of the FIFO, each acknowledged by a file.
-const PROGRAM: &str = r#"
+pub(super) const PROGRAM: &str = r#"
 hog() { sh -c 'x=$(head -c 200000000 /dev/zero | tr "\0" a); echo $x >/dev/null'; }
 lines() { p=$(head -c "$2" /dev/zero | tr '\0' x); j=0; while [ $j -lt "$1" ]; do echo "$j $p"; j=$((j+1)); done; }
 piece() { head -c "$1" /dev/zero | tr '\0' y; }

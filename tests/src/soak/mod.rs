@@ -5,6 +5,7 @@
 //! a violation: it is printed with what repeats it, and the soak goes on.
 
 mod check;
+mod door;
 mod life;
 mod plan;
 mod report;
@@ -92,6 +93,10 @@ async fn worker(shared: &Shared) {
             return;
         }
         let mut rng = rng::Rng::new(shared.config.seed, k);
+        if shared.abilities.conmon && rng.chance(25) {
+            through_conmon(shared, k, &door::Plan::draw(&mut rng)).await;
+            continue;
+        }
         let plan = plan::Plan::draw(&mut rng, shared.abilities);
         if shared.config.verbose {
             eprintln!("life {k}: {plan:?}");
@@ -107,15 +112,38 @@ async fn worker(shared: &Shared) {
         if shared.config.verbose {
             eprintln!("life {k}: done in {:?}", begun.elapsed());
         }
-        if !report.violations.is_empty() {
-            eprintln!("VIOLATION in life {k} of seed {}: {plan:?}", shared.config.seed);
-            for (_, what) in &report.violations {
-                eprintln!("  {what}");
-            }
-            eprintln!("  again: cargo xtask soak --seed {} --life {k}", shared.config.seed);
+        add(shared, k, &format!("{plan:?}"), report);
+    }
+}
+
+/// A life through the conmon door. Its calls block, as an engine's do.
+async fn through_conmon(shared: &Shared, k: u64, plan: &door::Plan) {
+    if shared.config.verbose {
+        eprintln!("life {k}: conmon door: {plan:?}");
+    }
+    let own = plan.clone();
+    let work = tokio::task::spawn_blocking(move || door::live(&own));
+    let failed = |what: String| Report { containers: 1, violations: vec![(k, what)], ..Report::default() };
+    let report = match tokio::time::timeout(LIFE, work).await {
+        Ok(Ok(Ok(report))) => report,
+        Ok(Ok(Err(e))) => failed(format!("{e:#}")),
+        // What it panicked with stands above.
+        Ok(Err(e)) => failed(format!("conmon door: {e}")),
+        Err(_) => failed(format!("conmon door: hangs for {LIFE:?}")),
+    };
+    add(shared, k, &format!("conmon door: {plan:?}"), report);
+}
+
+/// Prints what did not hold, and counts.
+fn add(shared: &Shared, k: u64, plan: &str, report: Report) {
+    if !report.violations.is_empty() {
+        eprintln!("VIOLATION in life {k} of seed {}: {plan}", shared.config.seed);
+        for (_, what) in &report.violations {
+            eprintln!("  {what}");
         }
-        if let Ok(mut all) = shared.report.lock() {
-            all.add(report);
-        }
+        eprintln!("  again: cargo xtask soak --seed {} --life {k}", shared.config.seed);
+    }
+    if let Ok(mut all) = shared.report.lock() {
+        all.add(report);
     }
 }

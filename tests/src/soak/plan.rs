@@ -99,6 +99,8 @@ pub struct Abilities {
     pub adopt: bool,
     /// A shim can be replaced in place.
     pub upgrade: bool,
+    /// It has a conmon door.
+    pub conmon: bool,
 }
 
 impl Plan {
@@ -168,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_life_can_be_repeated() {
-        let all = Abilities { adopt: true, upgrade: true };
+        let all = Abilities { adopt: true, upgrade: true, conmon: true };
         for life in 0..200 {
             let draw = || Plan::draw(&mut Rng::new(7, life), all);
             assert_eq!(draw(), draw());

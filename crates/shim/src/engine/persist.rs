@@ -12,7 +12,13 @@ use std::path::Path;
 /// Name of the state file.
 pub const STATE_FILE: &str = "state.json";
 /// Version of its layout; a shim takes over from this one and older ones.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = pintle_proto::STATE_VERSION + cfg!(feature = "next-version") as u32;
+/// Version of this program.
+pub const VERSION: &str = if cfg!(feature = "next-version") {
+    concat!(env!("CARGO_PKG_VERSION"), "+next")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
 
 /// What clients, an adopter and a new version of the shim need to find their way.
 #[derive(Debug, Clone, Serialize, Deserialize)]

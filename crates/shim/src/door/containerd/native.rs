@@ -30,7 +30,7 @@ use super::process::{Phase, Process, ProcessExit};
 use super::server::accept;
 use crate::door::native::args::default_root;
 use crate::door::native::convert;
-use crate::engine::persist::{STATE_FILE, STATE_VERSION, StateFile, write_visible};
+use crate::engine::persist::{STATE_FILE, STATE_VERSION, StateFile, VERSION, write_visible};
 use crate::engine::stats::Stats;
 
 /// Connections that may wait to be accepted.
@@ -276,7 +276,7 @@ async fn detached(work: impl Future<Output = Result<(), TaskError>> + Send + 'st
 impl Monitor for Service {
     async fn info(&self, _: &TtrpcContext, _: wire::InfoRequest) -> Answer<wire::InfoResponse> {
         Ok(wire::InfoResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: VERSION.to_owned(),
             protocol: pintle_proto::PROTOCOL_MINOR,
             pid: std::process::id(),
             id: self.id.clone(),

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 pub fn main(args: Vec<OsString>) -> ExitCode {
     match Args::parse(args) {
         Ok(Command::Version) => {
-            println!("pintle-shim version {}", env!("CARGO_PKG_VERSION"));
+            println!("pintle-shim version {}", crate::engine::persist::VERSION);
             ExitCode::SUCCESS
         }
         Ok(Command::Help) => {

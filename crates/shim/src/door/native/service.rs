@@ -12,7 +12,7 @@ use crate::engine::execsync::OUTPUT_DEFAULT;
 use crate::engine::failure::{Failure, FailureKind};
 use crate::engine::hub::Hub;
 use crate::engine::logs;
-use crate::engine::persist::STATE_VERSION;
+use crate::engine::persist::{STATE_VERSION, VERSION};
 use crate::engine::spec::ExecSpec;
 use async_trait::async_trait;
 use pintle_core::wall::WallTime;
@@ -145,7 +145,7 @@ impl Monitor for Service {
     async fn info(&self, _: &TtrpcContext, _: wire::InfoRequest) -> Answer<wire::InfoResponse> {
         let abilities = ["checkpoint", "upgrade", "adopt", "journald", "exec-sync", "stats", "poll-events"];
         Ok(wire::InfoResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: VERSION.to_owned(),
             protocol: pintle_proto::PROTOCOL_MINOR,
             pid: std::process::id(),
             id: self.container.id.clone(),
@@ -565,7 +565,7 @@ impl Monitor for Service {
     ) -> Answer<wire::UpgradeResponse> {
         self.refuse_if_foreign("upgrade its shim")?;
         self.refuse_if_ending()?;
-        let old_version = env!("CARGO_PKG_VERSION").to_owned();
+        let old_version = VERSION.to_owned();
         self.upgrade.request(request.executable).await.map_err(convert::error)?;
         Ok(wire::UpgradeResponse { old_version, ..Default::default() })
     }

@@ -95,9 +95,11 @@ fn start(args: Args, ready: &mut Ready) -> Result<(), String> {
     match daemon::fork().map_err(|e| format!("fork: {e}"))? {
         Fork::Parent(_) => {
             drop(tell);
+            // Closed, not unlocked: the lock is the child's, and free for the next one as soon as the child lets go of it,
+            // even while we still look for what it said.
+            drop(setup);
             let mut text = String::new();
             let _ = File::from(told).read_to_string(&mut text);
-            // Not by returning: the lock belongs to the child now and must not be released by a destructor.
             std::process::exit(i32::from(text != "ok"));
         }
         Fork::Child => {

@@ -10,7 +10,7 @@ use crate::engine::carry::CarriedContainer;
 use crate::engine::container::Container;
 use crate::engine::events::EventKind;
 use crate::engine::failure::{Failure, FailureKind};
-use crate::engine::persist::STATE_VERSION;
+use crate::engine::persist::{STATE_VERSION, VERSION};
 use crate::engine::reap::Reaper;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::execv;
@@ -187,7 +187,7 @@ fn prepare(shim: &Shim, executable: &Path) -> io::Result<Prepared> {
     let (lock, monitor, stdio) = (copy(lock)?, copy(monitor)?, copy(stdio)?);
     let handover = Handover {
         version: STATE_VERSION,
-        old_version: env!("CARGO_PKG_VERSION").to_owned(),
+        old_version: VERSION.to_owned(),
         bundle: shim.args.bundle.clone(),
         runtime: shim.args.runtime.clone(),
         lock: lock.as_raw_fd(),
@@ -254,7 +254,7 @@ fn take_over(mut args: Args, fd: RawFd) -> Result<(), String> {
         // The handlers are in place.
         daemon::unblock_signals();
         let pid = shim.container.lock().pid;
-        let from = [("from", handover.old_version), ("to", env!("CARGO_PKG_VERSION").to_owned())];
+        let from = [("from", handover.old_version), ("to", VERSION.to_owned())];
         shim.container.events.push(EventKind::Upgraded, "", pid, None, &from);
         shim.container.save();
         shim.run().await;
