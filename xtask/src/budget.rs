@@ -25,6 +25,7 @@ const MIB: u64 = 16;
 /// `--dist DIR` measures programs that are there already.
 pub(crate) fn run(args: Vec<OsString>) -> Result<()> {
     packages::ensure_for_tests()?;
+    sh::which("strace").context("strace is missing: system calls cannot be counted")?;
     let dist = match args.as_slice() {
         [flag, dir] if flag == "--dist" => std::path::absolute(dir)?,
         _ => dist::dist()?,
@@ -132,7 +133,8 @@ impl Bench {
     }
 }
 
-/// The private dirty memory of a process once it has stood still for a second.
+/// The private dirty memory of a process once it has stood still for longer than the shim waits before it gives memory
+/// back.
 fn settled(pid: u64) -> Result<u64> {
     let read = || -> Result<u64> {
         let path = format!("/proc/{pid}/smaps_rollup");
@@ -147,7 +149,7 @@ fn settled(pid: u64) -> Result<u64> {
         if now != last {
             (last, since) = (now, Instant::now());
         }
-        Ok(since.elapsed() > Duration::from_secs(2))
+        Ok(since.elapsed() > Duration::from_secs(6))
     })?;
     read()
 }

@@ -37,6 +37,8 @@ fn steps() -> Vec<(&'static str, Command)> {
         ),
         ("doc", doc),
         ("msrv", own(&["msrv"])),
+        // Builds the release programs, and is deaf to the load of the machine.
+        ("budget", own(&["budget"])),
     ]
 }
 

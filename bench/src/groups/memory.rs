@@ -51,10 +51,11 @@ pub(crate) fn idle(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
             if *n <= 50 {
                 let process = lab.dir.join("process.json");
                 fs::write(&process, super::exec::PROCESS)?;
-                let execs = scale.of(20, 5);
+                let execs = scale.of(100, 5);
                 for number in 0..execs {
                     lab.exec(who, &all[0], &process, number)?;
                 }
+                settle(&pids[..1])?;
                 put(report, &format!("{n} idle: one after {execs} execs"), who, memory(pids[0])?);
                 if who == Who::Pintle {
                     for one in &all {
@@ -91,13 +92,15 @@ pub(crate) fn idle(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the figures stand still for a second (buffers are given back by a timer), 15 s at most.
+/// Waits until the figures stand still for 6 s, 20 s at most: what is not needed goes back after 3 to 5 quiet seconds.
 fn settle(pids: &[u32]) -> Result<()> {
-    let mut last = f64::NAN;
-    for _ in 0..15 {
+    let (mut last, mut still) = ((f64::NAN, f64::NAN), 0);
+    for _ in 0..20 {
         std::thread::sleep(Duration::from_secs(1));
-        let now = mean_memory(pids)?.private_dirty;
-        if now == last {
+        let m = mean_memory(pids)?;
+        let now = (m.rss, m.private_dirty);
+        still = if now == last { still + 1 } else { 0 };
+        if still == 6 {
             break;
         }
         last = now;

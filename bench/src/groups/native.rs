@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -49,11 +49,10 @@ impl Client {
         Ok(Client { rt, client: MonitorClient::new(client) })
     }
 
-    /// Starts one process; output is discarded.
-    pub(crate) fn exec(&self, process: &str) -> Result<()> {
+    /// Starts one process, and gives its id; output is discarded.
+    pub(crate) fn exec(&self, process: &str) -> Result<String> {
         let request = ExecRequest { process_json: process.to_owned(), ..Default::default() };
-        self.rt.block_on(self.client.exec(context(), &request))?;
-        Ok(())
+        Ok(self.rt.block_on(self.client.exec(context(), &request))?.exec_id)
     }
 
     /// Runs one process to its end.
@@ -62,22 +61,25 @@ impl Client {
         Ok(())
     }
 
-    /// Runs `n` processes at once, and gives the time until the last has answered.
-    pub(crate) fn exec_parallel(&self, n: usize) -> Result<Duration> {
-        let began = Instant::now();
+    /// Runs `n` processes at once, and gives the time until the last has answered, and each one's in milliseconds.
+    pub(crate) fn exec_parallel(&self, n: usize) -> Result<(Duration, Vec<f64>)> {
+        let (began, mut took) = (Instant::now(), Vec::new());
         self.rt.block_on(async {
             let calls: Vec<_> = (0..n)
                 .map(|_| {
                     let client = self.client.clone();
-                    tokio::spawn(async move { client.exec_sync(context(), &sync(&["/bin/true"])).await })
+                    tokio::spawn(async move {
+                        client.exec_sync(context(), &sync(&["/bin/true"])).await?;
+                        anyhow::Ok(began.elapsed().as_secs_f64() * 1e3)
+                    })
                 })
                 .collect();
             for call in calls {
-                call.await??;
+                took.push(call.await??);
             }
             anyhow::Ok(())
         })?;
-        Ok(began.elapsed())
+        Ok((began.elapsed(), took))
     }
 }
 
@@ -102,12 +104,69 @@ pub(crate) fn connect_many(id: &str, n: usize) -> Result<()> {
     Ok(())
 }
 
+/// The files of the cgroup that the reply of Stats needs (v1 only), and the interfaces, open.
+fn stats_files(pid: u32) -> Vec<fs::File> {
+    const FILES: &[(&str, &[&str])] = &[
+        (
+            "memory",
+            &[
+                "memory.stat",
+                "memory.usage_in_bytes",
+                "memory.limit_in_bytes",
+                "memory.max_usage_in_bytes",
+                "memory.memsw.usage_in_bytes",
+                "memory.memsw.limit_in_bytes",
+                "memory.failcnt",
+                "memory.kmem.usage_in_bytes",
+                "memory.kmem.tcp.usage_in_bytes",
+            ],
+        ),
+        ("cpuacct", &["cpuacct.usage", "cpuacct.stat", "cpuacct.usage_percpu"]),
+        ("cpu", &["cpu.stat"]),
+        ("pids", &["pids.current", "pids.max"]),
+        ("blkio", &["blkio.throttle.io_service_bytes_recursive", "blkio.throttle.io_serviced_recursive"]),
+    ];
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let mut found = Vec::new();
+    for (controller, names) in FILES {
+        let line = groups.lines().find_map(|l| {
+            let mut parts = l.splitn(3, ':').skip(1);
+            parts.next()?.split(',').any(|c| c == *controller).then_some(parts.next()?)
+        });
+        let Some(path) = line else { continue };
+        let open = |name: &&str| fs::File::open(format!("/sys/fs/cgroup/{controller}{path}/{name}")).ok();
+        found.extend(names.iter().filter_map(open));
+    }
+    found.extend(
+        [format!("/proc/{pid}/net/dev"), "/proc/self/statm".into()]
+            .iter()
+            .filter_map(|p| fs::File::open(p).ok()),
+    );
+    found
+}
+
+/// Microseconds that reading them takes.
+fn read_all(files: &[fs::File]) -> f64 {
+    let mut buffer = [0u8; 8192];
+    let began = Instant::now();
+    for file in files {
+        let _ = std::hint::black_box(file.read_at(&mut buffer, 0));
+    }
+    began.elapsed().as_secs_f64() * 1e6
+}
+
 /// State, stats and wait.
 pub(crate) fn rpc(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
     let one = lab.create(Who::Pintle, &["sleep", "100000"], "k8s-file", &[], None)?;
     lab.start(&one)?;
     let rounds = scale.of(2000, 200);
     let c = Client::connect(&one.id)?;
+    // An exec that has ended: Wait answers at once, and from memory.
+    let ended = until(Duration::from_secs(60), || Ok(c.exec(super::exec::PROCESS).ok()))?;
+    let wait = WaitRequest { exec_id: ended, ..Default::default() };
+    c.rt.block_on(c.client.wait(context(), &wait))?;
+    let files = stats_files(one.pid);
+    let mut bare = Vec::new();
     let mut took: HashMap<&str, Vec<f64>> = HashMap::new();
     for _ in 0..rounds {
         let mut call = |name: &'static str, began: Instant| {
@@ -120,11 +179,16 @@ pub(crate) fn rpc(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
         c.rt.block_on(c.client.stats(context(), &StatsRequest::new()))?;
         call("Stats", began);
         let began = Instant::now();
+        c.rt.block_on(c.client.wait(context(), &wait))?;
+        call("Wait", began);
+        bare.push(read_all(&files));
+        let began = Instant::now();
         // The container lives, so the answer is DEADLINE_EXCEEDED after the least time; that it answers is the point.
         let _ = c.rt.block_on(c.client.poll_events(context(), &EventsRequest::new()))?;
         call("PollEvents", began);
     }
-    for name in ["State", "Stats", "PollEvents"] {
+    report.add("native", "Stats: its files alone, already open", "us", "floor", bare);
+    for name in ["State", "Stats", "Wait", "PollEvents"] {
         report.add("native", name, "us", "pintle", took.remove(name).unwrap_or_default());
         let p50 = report.value("native", name, "pintle", 0.5);
         let p99 = report.value("native", name, "pintle", 0.99);
