@@ -12,6 +12,7 @@ mod life;
 mod logs;
 mod output;
 mod session;
+mod signal;
 mod terminal;
 
 use std::ffi::OsString;

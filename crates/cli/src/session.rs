@@ -9,12 +9,12 @@ use anyhow::{Context as _, Result};
 use lexopt::prelude::*;
 use pintle_client::{Error, ExecOptions, ExecSyncOptions, Exit, Monitor, Stdio, StdioEnd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::args::{self, text, unknown, usage};
 use crate::context::Context;
 use crate::detach::{self, Detach};
+use crate::signal::signal;
 use crate::{output, terminal};
 
 const EXEC: &str = "\
@@ -111,10 +111,11 @@ pub(crate) async fn run(stdio: Stdio, peer: Peer, tty: bool, stdin: bool, keys: 
     };
     tokio::pin!(pumps);
 
-    let mut window = signal(SignalKind::window_change())?;
+    // SIGWINCH.
+    let mut window = signal(28)?;
     let (passed, mut signals) = mpsc::channel(8);
     for number in [1, 2, 3, 10, 12, 15] {
-        let mut stream = signal(SignalKind::from_raw(number))?;
+        let mut stream = signal(number)?;
         let passed = passed.clone();
         tokio::spawn(async move {
             while stream.recv().await.is_some() {

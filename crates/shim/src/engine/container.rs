@@ -115,6 +115,8 @@ pub struct Container {
     pub(super) activity: Arc<tokio::sync::RwLock<()>>,
     /// Held while the runtime's start runs, so that the end is not told before the start.
     pub(super) starting: tokio::sync::Mutex<()>,
+    /// The files of its figures.
+    pub(super) figures: Arc<super::stats_files::Kept>,
 }
 
 impl Container {
@@ -161,6 +163,7 @@ impl Container {
             operation: tokio::sync::Mutex::new(()),
             activity: Arc::default(),
             starting: tokio::sync::Mutex::new(()),
+            figures: Arc::default(),
         })
     }
 

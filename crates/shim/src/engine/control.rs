@@ -147,20 +147,20 @@ impl Container {
         self.lock().pid
     }
 
-    /// Resource usage now.
+    /// Resource usage now. Within the tokio runtime.
     ///
     /// # Errors
     /// If the container does not exist or has ended.
     pub fn stats(&self) -> Result<Stats, Failure> {
-        let (cgroups, pid, status) = {
+        let (pid, status) = {
             let inner = self.lock();
-            (inner.cgroups.clone(), inner.pid, inner.status)
+            (inner.pid, inner.status)
         };
         if pid == 0 {
             return Err(self.not_created());
         }
         let pid = if matches!(status, Status::Stopped | Status::Deleted) { 0 } else { pid };
-        Ok(Stats::read(&cgroups, pid))
+        Ok(self.figures.read(pid, || self.lock().cgroups.clone()))
     }
 
     /// Writes a checkpoint; unless `leave_running` the container ends by it.

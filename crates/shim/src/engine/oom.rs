@@ -6,8 +6,11 @@
 //! notifications are then what is left: the removal makes one, each OOM one more.
 
 use super::cgroup::{CgroupDir, Cgroups, for_each_below};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::stat::Mode;
 use pintle_core::cgroup::{MemoryEvents, OomCounter, OomVerdict, parse_memory_events};
 use std::fs::File;
 use std::io;
@@ -20,27 +23,46 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// The files of one level, held open from the start.
+/// One level. Its files are held open from the start, for the day on which there are no descriptors to be had, but they
+/// are opened anew for each look: the kernel keeps a page for every file that was read once, until it is closed.
 struct Level {
     dir: CgroupDir,
+    /// The directory itself: another one under its name is not it.
+    place: OwnedFd,
     events: File,
     failcnt: Option<File>,
 }
 
+const FAILCNT: &str = "memory.failcnt";
+
 impl Level {
     fn open(dir: &CgroupDir) -> Option<Self> {
-        let name = if dir.unified { "memory.events" } else { "memory.oom_control" };
-        let events = File::open(dir.path.join(name)).ok()?;
-        let failcnt = if dir.unified { None } else { File::open(dir.path.join("memory.failcnt")).ok() };
-        Some(Self { dir: dir.clone(), events, failcnt })
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let place = nix::fcntl::open(&dir.path, flags, Mode::empty()).ok()?;
+        let events = open_in(&place, Self::events_name(dir)).ok()?;
+        let failcnt = if dir.unified { None } else { open_in(&place, FAILCNT).ok() };
+        Some(Self { dir: dir.clone(), place, events, failcnt })
+    }
+
+    fn events_name(dir: &CgroupDir) -> &'static str {
+        if dir.unified { "memory.events" } else { "memory.oom_control" }
+    }
+
+    /// What a file says now.
+    fn text(&self, name: &str, held: &File) -> Option<String> {
+        match open_in(&self.place, name) {
+            Ok(file) => read_at_start(&file),
+            Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => read_at_start(held),
+            Err(_) => None,
+        }
     }
 
     /// `None` once the cgroup is gone.
     fn read(&self, with_nested: bool) -> Option<MemoryEvents> {
-        let mut events = parse_memory_events(&read_at_start(&self.events)?)?;
+        let mut events = parse_memory_events(&self.text(Self::events_name(&self.dir), &self.events)?)?;
         if let Some(failcnt) = &self.failcnt {
             // v1 has no count of OOMs; how often the limit was hit tells the level apart.
-            events.oom = read_at_start(failcnt).and_then(|t| t.trim().parse().ok()).unwrap_or(0);
+            events.oom = self.text(FAILCNT, failcnt).and_then(|t| t.trim().parse().ok()).unwrap_or(0);
             if with_nested {
                 // v1 books a kill on the victim's own cgroup only.
                 let mut sum = 0u64;
@@ -56,6 +78,10 @@ impl Level {
         }
         Some(events)
     }
+}
+
+fn open_in(place: &OwnedFd, name: &str) -> Result<File, Errno> {
+    nix::fcntl::openat(place, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map(File::from)
 }
 
 fn read_at_start(file: &File) -> Option<String> {

@@ -39,6 +39,7 @@ pub async fn run(container: &Arc<Container>, ended: Ended) {
             inner.facts.own_pid_namespace,
         )
     };
+    container.figures.close();
     if new_kills > 0 {
         container.tell_oom(new_kills);
     }

@@ -2,6 +2,7 @@
 //! A number the kernel does not give is 0.
 
 use super::cgroup::{CgroupDir, Cgroups};
+use super::stats_files::{Files, Reader};
 use pintle_core::cgroup::{flat_value, limit_value};
 use std::collections::BTreeMap;
 
@@ -49,8 +50,8 @@ pub struct Memory {
     pub kernel_tcp: u64,
     /// Limit of swap alone; 0 is none.
     pub swap_limit: u64,
-    /// `memory.stat`, verbatim.
-    pub raw: BTreeMap<String, u64>,
+    /// `memory.stat`, verbatim and in its order.
+    pub raw: Vec<(String, u64)>,
     /// Whether there is a memory controller at all.
     pub present: bool,
 }
@@ -58,7 +59,8 @@ pub struct Memory {
 impl Memory {
     /// A line of `memory.stat`: the hierarchical `total_` one on v1.
     pub fn stat(&self, key: &str) -> u64 {
-        self.raw.get(&format!("total_{key}")).or_else(|| self.raw.get(key)).copied().unwrap_or(0)
+        let total = self.raw.iter().find(|(k, _)| k.strip_prefix("total_") == Some(key));
+        total.or_else(|| self.raw.iter().find(|(k, _)| k == key)).map_or(0, |(_, v)| *v)
     }
 }
 
@@ -133,10 +135,10 @@ pub struct Stats {
     pub network: Vec<Network>,
     /// Pressure (v2).
     pub pressure: Vec<Pressure>,
-}
-
-fn number(dir: &CgroupDir, name: &str) -> u64 {
-    dir.read(name).and_then(|t| limit_value(&t)).unwrap_or(0)
+    /// Resident memory of the shim itself, bytes.
+    pub shim_rss: u64,
+    /// The anonymous part of it.
+    pub shim_anonymous: u64,
 }
 
 fn key(text: &str, name: &str) -> u64 {
@@ -146,133 +148,197 @@ fn key(text: &str, name: &str) -> u64 {
 impl Stats {
     /// Reads the cgroups of a container and the network of `pid`.
     pub fn read(cgroups: &Cgroups, pid: i32) -> Self {
+        Reader::new(cgroups, pid).read()
+    }
+
+    /// Reads through files that may be open already. Which files, and in which order, depends only on the directories
+    /// and on what is there.
+    pub(super) fn take(places: &Places, files: &mut Files) -> Self {
         let mut stats = Self { cgroup_version: 1, ..Self::default() };
-        if let Some(dir) = cgroups.dir("memory") {
+        if let Some(dir) = &places.memory {
             stats.cgroup_version = if dir.unified { 2 } else { 1 };
-            stats.memory = memory(&dir);
+            stats.memory = memory(dir, files);
         }
-        stats.cpu = cpu(cgroups);
-        if let Some(dir) = cgroups.dir("pids") {
-            stats.pids = number(&dir, "pids.current");
-            stats.pids_limit = number(&dir, "pids.max");
+        stats.cpu = cpu(places, files);
+        if let Some(dir) = &places.pids {
+            stats.pids = number(files, dir, "pids.current");
+            stats.pids_limit = number(files, dir, "pids.max");
         }
-        if let Some(dir) = cgroups.dir("blkio").filter(|d| !d.unified).or_else(|| cgroups.dir("io")) {
+        if let Some(dir) = &places.io {
             stats.blkio = if dir.unified {
-                dir.read("io.stat").map(|t| parse_io_stat(&t)).unwrap_or_default()
+                parse_io_stat(files.read(dir, "io.stat").unwrap_or_default())
             } else {
-                let bytes = dir.read("blkio.throttle.io_service_bytes_recursive");
-                let bytes = bytes.or_else(|| dir.read("blkio.throttle.io_service_bytes")).unwrap_or_default();
-                let ops = dir.read("blkio.throttle.io_serviced_recursive");
-                let ops = ops.or_else(|| dir.read("blkio.throttle.io_serviced")).unwrap_or_default();
-                parse_blkio(&bytes, &ops)
+                const BYTES: [&str; 2] =
+                    ["blkio.throttle.io_service_bytes_recursive", "blkio.throttle.io_service_bytes"];
+                const OPS: [&str; 2] = ["blkio.throttle.io_serviced_recursive", "blkio.throttle.io_serviced"];
+                let mut lines = |names: [&'static str; 2]| {
+                    let name = if files.exists(dir, names[0]) { names[0] } else { names[1] };
+                    blkio_lines(files.read(dir, name).unwrap_or_default())
+                };
+                let bytes = lines(BYTES);
+                merge_blkio(bytes, &lines(OPS))
             };
         }
-        if let Some(dir) = cgroups.dir("hugetlb") {
-            stats.hugetlb = hugetlb(&dir);
+        if let Some(dir) = &places.hugetlb {
+            stats.hugetlb = places.page_sizes.iter().map(|size| hugetlb(dir, size, files)).collect();
         }
-        if pid > 0 {
-            let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
-            stats.network = parse_net_dev(&text);
+        if places.pid > 0 {
+            stats.network = files.network(places.pid).map(parse_net_dev).unwrap_or_default();
         }
-        if let Some(dir) = cgroups.unified() {
-            stats.pressure = ["cpu", "memory", "io"]
-                .iter()
-                .filter_map(|r| Some(parse_pressure(r, &dir.read(&format!("{r}.pressure"))?)))
-                .collect();
+        let own = files.own_memory().unwrap_or_default();
+        let pages =
+            |n: usize| own.split_ascii_whitespace().nth(n).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        // All that is resident, and of it what belongs to files or is shared.
+        let (resident, shared) = (pages(1), pages(2));
+        stats.shim_rss = resident * places.page;
+        stats.shim_anonymous = resident.saturating_sub(shared) * places.page;
+        if let Some(dir) = &places.unified {
+            for (resource, file) in
+                [("cpu", "cpu.pressure"), ("memory", "memory.pressure"), ("io", "io.pressure")]
+            {
+                if let Some(text) = files.read(dir, file) {
+                    stats.pressure.push(parse_pressure(resource, text));
+                }
+            }
         }
         stats
     }
 }
 
-fn memory(dir: &CgroupDir) -> Memory {
+/// Where the figures of a container are.
+#[derive(Debug)]
+pub(super) struct Places {
+    pid: i32,
+    /// Bytes of a page.
+    page: u64,
+    memory: Option<CgroupDir>,
+    /// v1 only.
+    cpuacct: Option<CgroupDir>,
+    cpu: Option<CgroupDir>,
+    pids: Option<CgroupDir>,
+    io: Option<CgroupDir>,
+    hugetlb: Option<CgroupDir>,
+    page_sizes: Vec<String>,
+    unified: Option<CgroupDir>,
+}
+
+impl Places {
+    pub(super) fn of(cgroups: &Cgroups, pid: i32) -> Self {
+        let hugetlb = cgroups.dir("hugetlb");
+        Self {
+            pid,
+            page: pintle_sys::mem::page() as u64,
+            memory: cgroups.dir("memory"),
+            cpuacct: cgroups.dir("cpuacct").filter(|d| !d.unified),
+            cpu: cgroups.dir("cpu"),
+            pids: cgroups.dir("pids"),
+            io: cgroups.dir("blkio").filter(|d| !d.unified).or_else(|| cgroups.dir("io")),
+            page_sizes: hugetlb.as_ref().map(page_sizes).unwrap_or_default(),
+            hugetlb,
+            unified: cgroups.unified(),
+        }
+    }
+}
+
+fn number(files: &mut Files, dir: &CgroupDir, name: &str) -> u64 {
+    files.read(dir, name).and_then(limit_value).unwrap_or(0)
+}
+
+fn memory(dir: &CgroupDir, files: &mut Files) -> Memory {
     let mut memory = Memory { present: true, ..Memory::default() };
-    let stat = dir.read("memory.stat").unwrap_or_default();
+    let stat = files.read(dir, "memory.stat").unwrap_or_default();
     memory.raw = stat
         .lines()
         .filter_map(|l| l.split_once(' '))
         .filter_map(|(k, v)| Some((k.to_owned(), v.trim().parse().ok()?)))
         .collect();
     if dir.unified {
-        memory.usage = number(dir, "memory.current");
-        memory.limit = number(dir, "memory.max");
-        memory.max_usage = number(dir, "memory.peak");
-        memory.swap = number(dir, "memory.swap.current");
-        memory.swap_limit = number(dir, "memory.swap.max");
-        memory.fail_count = dir.read("memory.events").map_or(0, |t| key(&t, "max"));
+        memory.usage = number(files, dir, "memory.current");
+        memory.limit = number(files, dir, "memory.max");
+        memory.max_usage = number(files, dir, "memory.peak");
+        memory.swap = number(files, dir, "memory.swap.current");
+        memory.swap_limit = number(files, dir, "memory.swap.max");
+        memory.fail_count = files.read(dir, "memory.events").map_or(0, |t| key(t, "max"));
         memory.rss = memory.stat("anon");
         memory.cache = memory.stat("file");
         memory.kernel = memory.stat("kernel");
         memory.kernel_tcp = memory.stat("sock");
     } else {
-        memory.usage = number(dir, "memory.usage_in_bytes");
-        memory.limit = number(dir, "memory.limit_in_bytes");
-        memory.max_usage = number(dir, "memory.max_usage_in_bytes");
-        let both = number(dir, "memory.memsw.usage_in_bytes");
+        memory.usage = number(files, dir, "memory.usage_in_bytes");
+        memory.limit = number(files, dir, "memory.limit_in_bytes");
+        memory.max_usage = number(files, dir, "memory.max_usage_in_bytes");
+        let both = number(files, dir, "memory.memsw.usage_in_bytes");
         memory.swap = both.saturating_sub(memory.usage);
-        memory.swap_limit = number(dir, "memory.memsw.limit_in_bytes").saturating_sub(memory.limit);
-        memory.fail_count = number(dir, "memory.failcnt");
+        memory.swap_limit = number(files, dir, "memory.memsw.limit_in_bytes").saturating_sub(memory.limit);
+        memory.fail_count = number(files, dir, "memory.failcnt");
         memory.rss = memory.stat("rss");
         memory.cache = memory.stat("cache");
-        memory.kernel = number(dir, "memory.kmem.usage_in_bytes");
-        memory.kernel_tcp = number(dir, "memory.kmem.tcp.usage_in_bytes");
+        memory.kernel = number(files, dir, "memory.kmem.usage_in_bytes");
+        memory.kernel_tcp = number(files, dir, "memory.kmem.tcp.usage_in_bytes");
     }
     memory.working_set = memory.usage.saturating_sub(memory.stat("inactive_file"));
     memory
 }
 
-fn cpu(cgroups: &Cgroups) -> Cpu {
+fn cpu(places: &Places, files: &mut Files) -> Cpu {
     let mut cpu = Cpu::default();
-    let Some(dir) = cgroups.dir("cpuacct").filter(|d| !d.unified).or_else(|| cgroups.dir("cpu")) else {
+    let Some(dir) = places.cpuacct.as_ref().or(places.cpu.as_ref()) else {
         return cpu;
     };
     if dir.unified {
-        let text = dir.read("cpu.stat").unwrap_or_default();
-        cpu.usage_ns = key(&text, "usage_usec").saturating_mul(1000);
-        cpu.user_ns = key(&text, "user_usec").saturating_mul(1000);
-        cpu.system_ns = key(&text, "system_usec").saturating_mul(1000);
-        cpu.throttled_ns = key(&text, "throttled_usec").saturating_mul(1000);
-        cpu.periods = key(&text, "nr_periods");
-        cpu.throttled_periods = key(&text, "nr_throttled");
+        let text = files.read(dir, "cpu.stat").unwrap_or_default();
+        cpu.usage_ns = key(text, "usage_usec").saturating_mul(1000);
+        cpu.user_ns = key(text, "user_usec").saturating_mul(1000);
+        cpu.system_ns = key(text, "system_usec").saturating_mul(1000);
+        cpu.throttled_ns = key(text, "throttled_usec").saturating_mul(1000);
+        cpu.periods = key(text, "nr_periods");
+        cpu.throttled_periods = key(text, "nr_throttled");
         return cpu;
     }
     // cpuacct.stat counts in ticks of 1/100 s on every Linux.
     const TICK_NS: u64 = 10_000_000;
-    cpu.usage_ns = number(&dir, "cpuacct.usage");
-    let ticks = dir.read("cpuacct.stat").unwrap_or_default();
-    cpu.user_ns = key(&ticks, "user").saturating_mul(TICK_NS);
-    cpu.system_ns = key(&ticks, "system").saturating_mul(TICK_NS);
-    let per_cpu = dir.read("cpuacct.usage_percpu").unwrap_or_default();
+    cpu.usage_ns = number(files, dir, "cpuacct.usage");
+    let ticks = files.read(dir, "cpuacct.stat").unwrap_or_default();
+    cpu.user_ns = key(ticks, "user").saturating_mul(TICK_NS);
+    cpu.system_ns = key(ticks, "system").saturating_mul(TICK_NS);
+    let per_cpu = files.read(dir, "cpuacct.usage_percpu").unwrap_or_default();
     cpu.per_cpu_ns = per_cpu.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect();
-    if let Some(text) = cgroups.dir("cpu").and_then(|d| d.read("cpu.stat")) {
-        cpu.periods = key(&text, "nr_periods");
-        cpu.throttled_periods = key(&text, "nr_throttled");
-        cpu.throttled_ns = key(&text, "throttled_time");
+    if let Some(text) = places.cpu.as_ref().and_then(|d| files.read(d, "cpu.stat")) {
+        cpu.periods = key(text, "nr_periods");
+        cpu.throttled_periods = key(text, "nr_throttled");
+        cpu.throttled_ns = key(text, "throttled_time");
     }
     cpu
 }
 
-fn hugetlb(dir: &CgroupDir) -> Vec<Hugetlb> {
-    let mut found = Vec::new();
-    let Ok(entries) = std::fs::read_dir(&dir.path) else { return found };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(name) = name.to_str().and_then(|n| n.strip_prefix("hugetlb.")) else { continue };
-        let suffix = if dir.unified { ".current" } else { ".usage_in_bytes" };
-        let Some(size) = name.strip_suffix(suffix).filter(|s| !s.contains('.')) else { continue };
-        let get = |file: &str| number(dir, &format!("hugetlb.{size}.{file}"));
-        found.push(Hugetlb {
-            page_size: size.to_owned(),
-            usage: get(&suffix[1..]),
-            max_usage: if dir.unified { 0 } else { get("max_usage_in_bytes") },
-            fail_count: if dir.unified {
-                dir.read(&format!("hugetlb.{size}.events")).map_or(0, |t| key(&t, "max"))
-            } else {
-                get("failcnt")
-            },
-        });
+/// The sizes of huge pages that the directory has files for, as in `2MB`, sorted.
+fn page_sizes(dir: &CgroupDir) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(&dir.path) else { return Vec::new() };
+    let suffix = if dir.unified { ".current" } else { ".usage_in_bytes" };
+    let size = |name: &str| {
+        let size = name.strip_prefix("hugetlb.")?.strip_suffix(suffix)?;
+        (!size.contains('.')).then(|| size.to_owned())
+    };
+    let mut sizes: Vec<String> =
+        entries.flatten().filter_map(|entry| size(entry.file_name().to_str()?)).collect();
+    sizes.sort();
+    sizes
+}
+
+fn hugetlb(dir: &CgroupDir, size: &str, files: &mut Files) -> Hugetlb {
+    let name = |file: &str| format!("hugetlb.{size}.{file}");
+    let page_size = size.to_owned();
+    if dir.unified {
+        let usage = number(files, dir, &name("current"));
+        let fail_count = files.read(dir, &name("events")).map_or(0, |t| key(t, "max"));
+        return Hugetlb { page_size, usage, max_usage: 0, fail_count };
     }
-    found.sort_by(|a, b| a.page_size.cmp(&b.page_size));
-    found
+    Hugetlb {
+        page_size,
+        usage: number(files, dir, &name("usage_in_bytes")),
+        max_usage: number(files, dir, &name("max_usage_in_bytes")),
+        fail_count: number(files, dir, &name("failcnt")),
+    }
 }
 
 fn device(text: &str) -> Option<(u64, u64)> {
@@ -306,22 +372,25 @@ fn parse_io_stat(text: &str) -> Vec<Blkio> {
     found
 }
 
-/// The pair of v1 files: lines of `8:0 Read 4096`.
-fn parse_blkio(bytes: &str, ops: &str) -> Vec<Blkio> {
-    let lines = |text: &str| -> Vec<((u64, u64), String, u64)> {
-        text.lines()
-            .filter_map(|line| {
-                let mut words = line.split_ascii_whitespace();
-                let device = device(words.next()?)?;
-                Some((device, words.next()?.to_ascii_lowercase(), words.next()?.parse().ok()?))
-            })
-            .collect()
-    };
-    let ops = lines(ops);
-    lines(bytes)
+type BlkioLine = ((u64, u64), String, u64);
+
+/// A v1 file: lines of `8:0 Read 4096`.
+fn blkio_lines(text: &str) -> Vec<BlkioLine> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let device = device(words.next()?)?;
+            Some((device, words.next()?.to_ascii_lowercase(), words.next()?.parse().ok()?))
+        })
+        .collect()
+}
+
+/// The pair of v1 files: bytes and requests.
+fn merge_blkio(bytes: Vec<BlkioLine>, ops: &[BlkioLine]) -> Vec<Blkio> {
+    bytes
         .into_iter()
         .map(|((major, minor), op, bytes)| {
-            let same = |o: &&((u64, u64), String, u64)| o.0 == (major, minor) && o.1 == op;
+            let same = |o: &&BlkioLine| o.0 == (major, minor) && o.1 == op;
             let operations = ops.iter().find(same).map_or(0, |o| o.2);
             Blkio { major, minor, op, bytes, operations }
         })
@@ -360,7 +429,8 @@ mod tests {
         let v2 = parse_io_stat("8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\nbad\n");
         assert_eq!(v2.len(), 3);
         assert_eq!((v2[1].op.as_str(), v2[1].bytes, v2[1].operations), ("write", 20, 2));
-        let v1 = parse_blkio("8:0 Read 10\n8:0 Total 10\nTotal 10\n", "8:0 Read 3\n");
+        let v1 =
+            merge_blkio(blkio_lines("8:0 Read 10\n8:0 Total 10\nTotal 10\n"), &blkio_lines("8:0 Read 3\n"));
         assert_eq!(v1.len(), 2);
         assert_eq!((v1[0].op.as_str(), v1[0].operations, v1[1].operations), ("read", 3, 0));
     }

@@ -32,8 +32,9 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Started::Failed => return ExitCode::FAILURE,
         Started::Monitor(boot) => boot,
     };
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => ExitCode::from(runtime.block_on(session::run(*boot))),
+    match crate::engine::idle::runtime() {
+        // On the heap once, instead of twice on a stack that stays.
+        Ok(runtime) => ExitCode::from(runtime.block_on(Box::pin(session::run(*boot)))),
         Err(error) => boot.refuse(&format!("Failed to start the event loop {}", pipes::strerror(&error))),
     }
 }

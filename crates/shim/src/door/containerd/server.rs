@@ -44,9 +44,9 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
     let bundle = Bundle(std::env::current_dir().map_err(|e| format!("find the working directory: {e}"))?);
     let logger = Logger::open(&bundle.log(), args.debug, &args.namespace, &args.id);
     detach(&logger)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = crate::engine::idle::runtime();
     let runtime = runtime.map_err(|e| format!("start the event loop: {e}"))?;
-    runtime.block_on(serve(args, bundle, logger, listener, said))
+    runtime.block_on(Box::pin(serve(args, bundle, logger, listener, said)))
 }
 
 /// The socket is standard input, so that no descriptor number has to be trusted.

@@ -307,7 +307,7 @@ pub(in crate::door) fn stats(stats: &Stats) -> wire::StatsResponse {
             inactive_anon: m.stat("inactive_anon"),
             active_anon: m.stat("active_anon"),
             mapped_file: m.stat("mapped_file").max(m.stat("file_mapped")),
-            raw: m.raw.clone().into_iter().collect(),
+            raw: m.raw.iter().cloned().collect(),
             ..Default::default()
         }),
         pids: MessageField::some(wire::PidsStats {

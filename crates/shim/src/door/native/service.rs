@@ -518,15 +518,8 @@ impl Monitor for Service {
         let mut answer = convert::stats(&stats);
         answer.oom = MessageField::some(convert::oom(convert::verdict(&self.container)));
         answer.io = MessageField::some(convert::counters(self.container.hub().as_deref()));
-        let own = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let kib = |name: &str| {
-            let line = own.lines().find_map(|l| l.strip_prefix(name));
-            line.and_then(|l| l.split_ascii_whitespace().next())
-                .and_then(|n| n.parse::<u64>().ok())
-                .unwrap_or(0)
-        };
-        answer.shim_rss = kib("VmRSS:") * 1024;
-        answer.shim_anonymous = kib("RssAnon:") * 1024;
+        answer.shim_rss = stats.shim_rss;
+        answer.shim_anonymous = stats.shim_anonymous;
         Ok(answer)
     }
 

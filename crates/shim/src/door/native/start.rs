@@ -226,7 +226,7 @@ fn serve_and_tell(setup: Setup, ready: &mut Ready, parent: Option<File>) -> Resu
     let runtime = runtime()?;
     let dir = setup.dir.clone();
     let fresh = setup.fresh;
-    let result: Result<(), String> = runtime.block_on(async {
+    let result: Result<(), String> = runtime.block_on(Box::pin(async {
         let mut shim = Shim::assemble(setup).await?;
         ready.tell("ok");
         if let Some(mut parent) = parent {
@@ -234,7 +234,7 @@ fn serve_and_tell(setup: Setup, ready: &mut Ready, parent: Option<File>) -> Resu
         }
         shim.run().await;
         Ok(())
-    });
+    }));
     if let Err(message) = &result {
         ready.tell(message);
         if fresh {
@@ -247,10 +247,7 @@ fn serve_and_tell(setup: Setup, ready: &mut Ready, parent: Option<File>) -> Resu
 }
 
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, String> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| format!("start the runtime: {e}"))
+    crate::engine::idle::runtime().map_err(|e| format!("start the runtime: {e}"))
 }
 
 /// A serving shim.

@@ -246,7 +246,7 @@ fn take_over(mut args: Args, fd: RawFd) -> Result<(), String> {
     args.bundle = handover.bundle;
     args.runtime = handover.runtime;
     let runtime = start::runtime()?;
-    let result: Result<(), String> = runtime.block_on(async {
+    let result: Result<(), String> = runtime.block_on(Box::pin(async {
         let reaper = Reaper::start().map_err(|e| format!("start to reap: {e}"))?;
         let container =
             Container::unpack(handover.container, &mut fds, reaper).map_err(|e| format!("rebuild: {e}"))?;
@@ -259,7 +259,7 @@ fn take_over(mut args: Args, fd: RawFd) -> Result<(), String> {
         shim.container.save();
         shim.run().await;
         Ok(())
-    });
+    }));
     runtime.shutdown_background();
     result
 }
