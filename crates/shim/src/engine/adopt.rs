@@ -103,7 +103,7 @@ pub async fn adopt(id: &str, dir: &Path, reaper: Reaper) -> Result<Arc<Container
     };
     reopen(&hub, &cgroups, &state);
     // The cgroup was made for this container, so everything it has counted is its own.
-    let oom = OomWatch::resume(&cgroups, OomCounter::default()).ok().flatten().map(Arc::new);
+    let oom = OomWatch::resume(&cgroups, OomCounter::default()).map(Arc::new);
     let status = status_of(&runtime).await.unwrap_or(Status::Running);
     {
         let mut inner = container.lock();

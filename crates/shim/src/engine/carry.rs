@@ -281,7 +281,7 @@ impl Container {
             inner.started_at = time(carried.started_at);
             inner.pipes = carried.pipes;
             inner.oom = carried.oom.and_then(|numbers| {
-                OomWatch::resume(&cgroups, OomCounter::from_numbers(numbers)).ok().flatten().map(Arc::new)
+                OomWatch::resume(&cgroups, OomCounter::from_numbers(numbers)).map(Arc::new)
             });
             inner.cgroups = cgroups;
             inner.hub = hub;

@@ -35,10 +35,12 @@ impl Cgroups {
     pub fn of(pid: i32) -> Self {
         let lines = std::fs::read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-        Self {
-            lines: parse_proc_cgroup(&String::from_utf8_lossy(&lines)),
-            mounts: parse_mountinfo(&String::from_utf8_lossy(&mounts)),
-        }
+        Self::parse(&String::from_utf8_lossy(&lines), &String::from_utf8_lossy(&mounts))
+    }
+
+    /// From the texts of `/proc/PID/cgroup` and `/proc/self/mountinfo`.
+    pub(super) fn parse(lines: &str, mounts: &str) -> Self {
+        Self { lines: parse_proc_cgroup(lines), mounts: parse_mountinfo(mounts) }
     }
 
     /// Whether nothing is known.

@@ -280,7 +280,10 @@ impl Container {
         let Born { pid, pidfd, exit, pipes } = born;
         let pid_start = process::start_time(pid);
         let cgroups = Cgroups::of(pid);
-        let oom = OomWatch::open(&cgroups).ok().flatten().map(Arc::new);
+        let oom = OomWatch::open(&cgroups).map(Arc::new);
+        if let Some(error) = oom.as_ref().and_then(|o| o.deaf()) {
+            eprintln!("watch {} for OOM kills: {error}; they are counted at its end", self.id);
+        }
         {
             let mut inner = self.lock();
             inner.status = if restored { Status::Running } else { Status::Created };

@@ -94,7 +94,7 @@ fn read_at_start(file: &File) -> Option<String> {
 pub struct OomWatch {
     own: Level,
     parent: Option<Level>,
-    notify: Option<AsyncFd<OwnedFd>>,
+    notify: io::Result<AsyncFd<OwnedFd>>,
     /// Notifications of v1 so far.
     signals: AtomicU64,
     counter: Mutex<OomCounter>,
@@ -106,18 +106,20 @@ const REMOVAL: (Duration, u32) = (Duration::from_millis(5), 80);
 impl OomWatch {
     /// Starts to watch. `None` where there is no memory controller for the container.
     ///
-    /// # Errors
-    /// If the notification cannot be set up; the counters would work without it, so callers may go on.
-    pub fn open(cgroups: &Cgroups) -> io::Result<Option<Self>> {
+    /// Where the kernel gives no notification (no more inotify instances for this user on v2, a kernel without them on
+    /// v1) the counters are still read at the end: the verdict is as good, only kills of others than init are told late.
+    pub fn open(cgroups: &Cgroups) -> Option<Self> {
         Self::start(cgroups, None)
     }
 
     /// Goes on with the counter of a predecessor. Kills between its last look and now are told as new ones.
-    ///
-    /// # Errors
-    /// As [`OomWatch::open`].
-    pub fn resume(cgroups: &Cgroups, counter: OomCounter) -> io::Result<Option<Self>> {
+    pub fn resume(cgroups: &Cgroups, counter: OomCounter) -> Option<Self> {
         Self::start(cgroups, Some(counter))
+    }
+
+    /// Why kills are not told when they happen, if they are not.
+    pub fn deaf(&self) -> Option<&io::Error> {
+        self.notify.as_ref().err()
     }
 
     /// The counter, for a successor.
@@ -125,26 +127,23 @@ impl OomWatch {
         *self.counter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start(cgroups: &Cgroups, counter: Option<OomCounter>) -> io::Result<Option<Self>> {
-        let Some(mut dir) = cgroups.dir("memory") else { return Ok(None) };
+    fn start(cgroups: &Cgroups, counter: Option<OomCounter>) -> Option<Self> {
+        let mut dir = cgroups.dir("memory")?;
         // A nested leaf without the controller (systemd in a container): the first level above that has it counts.
         let own = loop {
             if let Some(level) = Level::open(&dir) {
                 break level;
             }
-            let Some(parent) = dir.path.parent().filter(|p| p.join("cgroup.procs").exists()) else {
-                return Ok(None);
-            };
-            dir.path = parent.to_path_buf();
+            dir.path = dir.path.parent().filter(|p| p.join("cgroup.procs").exists())?.to_path_buf();
         };
         let parent = own.dir.path.parent().map(Path::to_path_buf);
         let parent = parent.and_then(|path| Level::open(&CgroupDir { path, unified: own.dir.unified }));
-        let notify = if own.dir.unified { inotify(&own.dir.path)? } else { eventfd(&own)? };
+        let notify = if own.dir.unified { inotify(&own.dir.path) } else { eventfd(&own) };
+        let notify = notify.and_then(|fd| super::ready::async_fd(fd, Interest::READABLE));
         let start_own = own.read(true).unwrap_or_default();
         let start_parent = parent.as_ref().and_then(|p| p.read(false)).unwrap_or_default();
-        let notify = Some(super::ready::async_fd(notify, Interest::READABLE)?);
         let counter = Mutex::new(counter.unwrap_or_else(|| OomCounter::new(start_own, start_parent)));
-        Ok(Some(Self { own, parent, notify, signals: AtomicU64::new(0), counter }))
+        Some(Self { own, parent, notify, signals: AtomicU64::new(0), counter })
     }
 
     /// Reads the counters now; answers how many kills are new.
@@ -190,7 +189,7 @@ impl OomWatch {
     fn take_signals(&self) -> u64 {
         let mut buffer = [0u8; 4096];
         while let Some(n) =
-            self.notify.as_ref().and_then(|fd| nix::unistd::read(fd.get_ref(), &mut buffer).ok())
+            self.notify.as_ref().ok().and_then(|fd| nix::unistd::read(fd.get_ref(), &mut buffer).ok())
         {
             match (self.own.dir.unified, buffer.first_chunk()) {
                 _ if n == 0 => break,
@@ -206,7 +205,7 @@ impl OomWatch {
     /// Waits until at least one new kill is counted; answers how many. Cancel-safe.
     pub async fn next(&self) -> u64 {
         loop {
-            let Some(notify) = &self.notify else { return std::future::pending().await };
+            let Ok(notify) = &self.notify else { return std::future::pending().await };
             match notify.readable().await {
                 Ok(mut ready) => {
                     self.take_signals();
@@ -243,4 +242,36 @@ fn eventfd(level: &Level) -> io::Result<OwnedFd> {
     let line = format!("{} {}", fd.as_raw_fd(), level.events.as_raw_fd());
     std::fs::write(level.dir.path.join("cgroup.event_control"), line)?;
     Ok(fd.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The verdict does not depend on the notification: a kernel or a user's limit may refuse it.
+    #[test]
+    fn without_notification_the_counters_still_tell() {
+        let root = std::env::temp_dir().join(format!("pintle-oom-{}", std::process::id()));
+        let dir = root.join("memory/c");
+        // A directory where the notification would be asked for: it cannot be written to.
+        std::fs::create_dir_all(dir.join("cgroup.event_control")).unwrap();
+        let count = |n: u32| {
+            let text = format!("oom_kill_disable 0\nunder_oom 0\noom_kill {n}\n");
+            std::fs::write(dir.join("memory.oom_control"), text).unwrap();
+        };
+        count(1);
+        let mount = format!("1 2 0:3 / {} rw - cgroup cgroup rw,memory\n", root.join("memory").display());
+        let cgroups = Cgroups::parse("5:memory:/c\n", &mount);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let watch = OomWatch::open(&cgroups).expect("the counters can be read");
+            assert!(watch.deaf().is_some());
+            assert_eq!(watch.look(), 0);
+            count(2);
+            assert_eq!(watch.look(), 1);
+            let verdict = watch.verdict(true);
+            assert!(verdict.init_killed && verdict.kills == 1, "{verdict:?}");
+        });
+        std::fs::remove_dir_all(&root).unwrap();
+    }
 }

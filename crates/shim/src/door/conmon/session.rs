@@ -365,13 +365,10 @@ impl Session {
 
     async fn watch_container(&mut self, (pid, program): (i32, Program), init: &ExitWatch) -> End {
         let mut limit = self.options.timeout.map(|seconds| Box::pin(sleep_until(deadline(seconds))));
-        let oom = match OomWatch::open(&Cgroups::of(pid)) {
-            Ok(oom) => oom.map(Arc::new),
-            Err(error) => {
-                self.diag.warn(&format!("Failed to watch for OOM: {error}"));
-                None
-            }
-        };
+        let oom = OomWatch::open(&Cgroups::of(pid)).map(Arc::new);
+        if let Some(error) = oom.as_ref().and_then(|oom| oom.deaf()) {
+            self.diag.warn(&format!("Failed to watch for OOM: {error}"));
+        }
         self.native =
             Native::open(&self.options, &self.diag, &self.reaper, &self.hub, oom.clone(), (pid, program));
         let mut told = false;

@@ -280,13 +280,10 @@ impl Container {
     pub(super) fn found_init(self: &Arc<Self>, pid: i32) {
         self.init.set_pid(pid);
         let cgroups = Arc::new(Cgroups::of(pid));
-        let oom = match OomWatch::open(&cgroups) {
-            Ok(watch) => watch.map(Arc::new),
-            Err(e) => {
-                self.shared.logger.warning(format!("watch for OOM kills: {e}"));
-                None
-            }
-        };
+        let oom = OomWatch::open(&cgroups).map(Arc::new);
+        if let Some(e) = oom.as_ref().and_then(|watch| watch.deaf()) {
+            self.shared.logger.warning(format!("watch for OOM kills: {e}; they are counted at the end"));
+        }
         {
             let mut state = self.lock();
             state.cgroups = cgroups;
