@@ -81,3 +81,13 @@ impl FakeRuntime {
         std::fs::read_to_string(dir.join("calls")).unwrap_or_default().lines().map(str::to_string).collect()
     }
 }
+
+/// For [`Act::Script`] at `exec`: starts a process, writes its pid where the caller asked for it and into `copy`, and
+/// fails all the same.
+pub fn start_and_fail(copy: &Path) -> String {
+    format!(
+        "while [ $# -gt 0 ]; do [ \"$1\" = --pid-file ] && file=$2; shift; done\n\
+         sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >\"$file\"; echo $! >'{}'; echo too late >&2; exit 1",
+        copy.display()
+    )
+}

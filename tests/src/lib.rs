@@ -28,7 +28,7 @@ pub use conmon::{AttachClient, Conmon, Pipes, Running, pass_fds, process, write_
 pub use containerd::{Containerd, Event, Events, IMAGE, OURS, PEER};
 pub use crilog::{Record, parse_cri, read_cri, rejoin};
 pub use dirs::{TempDir, unique_id};
-pub use fakeruntime::{Act, FakeRuntime};
+pub use fakeruntime::{Act, FakeRuntime, start_and_fail};
 pub use leftovers::Leftovers;
 pub use native::{Container, Native};
 pub use packets::connect_packets;

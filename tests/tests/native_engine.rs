@@ -600,3 +600,67 @@ async fn a_shutdown_during_create_leaves_no_container() {
     assert!(out.status.success(), "{out:?}");
     place.finish();
 }
+
+#[tokio::test]
+async fn an_exec_id_is_given_once() {
+    let place = Native::new("twins");
+    let c = place.start(&Bundle::sh(IDLE)).await;
+    let named = |id: &str| ExecOptions { id: id.into(), ..ExecOptions::new(["/bin/sleep", "1000"]) };
+    // Both are with the runtime at the same time.
+    let twins = (named("twin"), named("twin"));
+    let answers = tokio::join!(c.monitor.exec(&twins.0), c.monitor.exec(&twins.1));
+    let refused: Vec<_> =
+        [&answers.0, &answers.1].into_iter().filter_map(|a| a.as_ref().err().map(kind)).collect();
+    assert_eq!(refused, [Some(ErrorKind::AlreadyExists)]);
+    // What the shim makes up avoids what callers chose.
+    for n in 1..=4 {
+        c.monitor.exec(&named(&format!("exec-{n}"))).await.unwrap();
+    }
+    let own = c.monitor.exec(&named("")).await.unwrap();
+    assert_eq!(c.state().await.execs.len(), 6, "{}", own.id);
+    c.delete().await;
+    place.finish();
+}
+
+#[tokio::test]
+async fn a_container_that_others_made_under_the_id_survives() {
+    let place = Native::new("other");
+    for runtime in [pintle_tests::runc(), pintle_tests::crun()] {
+        let id = unique_id("o");
+        let mut options = place.options(&id, &Bundle::sh(IDLE));
+        options.runtime.path.clone_from(&runtime);
+        options.runtime.root = place.path().join("runtime");
+        let call = |args: &[&str]| {
+            let mut command = std::process::Command::new(&runtime);
+            command.arg("--root").arg(place.path().join("runtime")).args(args);
+            // The container keeps what it is given as its own.
+            command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+            command.stderr(std::process::Stdio::null()).status().unwrap().success()
+        };
+        let pid_file = place.path().join("other-pid");
+        let bundle = options.bundle.to_str().unwrap().to_owned();
+        assert!(call(&["create", "--bundle", &bundle, "--pid-file", pid_file.to_str().unwrap(), &id]));
+        let pid: u32 = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+        let monitor = place.shim(&id).await;
+        let error = monitor.create(&options).await.unwrap_err();
+        assert_eq!(kind(&error), Some(ErrorKind::RuntimeFailed), "{error}");
+        assert!(process_alive(pid), "{}: {error}", runtime.display());
+        monitor.shutdown(false).await.unwrap();
+        assert!(call(&["delete", "--force", &id]));
+    }
+    place.finish();
+}
+
+#[tokio::test]
+async fn an_exec_whose_start_fails_leaves_no_process() {
+    let place = Native::new("halfway");
+    let pid_file = place.path().join("left");
+    let fake = FakeRuntime::new().on("exec", Act::Script(pintle_tests::start_and_fail(&pid_file)));
+    let c = place.start_with(&Bundle::sh(IDLE), |o| o.runtime.path = fake.write(place.path())).await;
+    let error = c.monitor.exec(&ExecOptions::new(["/bin/true"])).await.unwrap_err();
+    assert_eq!(kind(&error), Some(ErrorKind::RuntimeFailed));
+    let pid: u32 = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+    wait_for("the process of the failed exec to be gone", || !process_alive(pid));
+    c.delete().await;
+    place.finish();
+}

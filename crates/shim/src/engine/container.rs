@@ -25,7 +25,7 @@ use pintle_core::runtime::RuntimeOp;
 use pintle_core::wall::WallTime;
 use pintle_sys::pidfd::PidFd;
 use pintle_sys::{clock, process};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -81,6 +81,8 @@ pub struct Inner {
     pub started_at: Option<WallTime>,
     /// The execs known.
     pub execs: BTreeMap<String, Arc<Exec>>,
+    /// Ids of the execs that the runtime is starting.
+    pub(super) starting_execs: BTreeSet<String>,
     /// A stop under way.
     pub stop: Option<StopHandle>,
     /// `attach.sock`, until there is a hub to serve it.
@@ -152,6 +154,7 @@ impl Container {
                 created_at: None,
                 started_at: None,
                 execs: BTreeMap::new(),
+                starting_execs: BTreeSet::new(),
                 stop: None,
                 attach: None,
                 exec_cgroup: None,
@@ -268,8 +271,9 @@ impl Container {
         let born = match self.run_create(&spec, &facts, &runtime, &hub, from).await {
             Ok(born) => born,
             Err(failure) => {
-                // The runtime may have got half way; what it left must not stand in the way of the next try.
-                if failure.kind != FailureKind::RuntimeNotFound {
+                // The runtime may have got half way; what it left must not stand in the way of the next try. A container
+                // that was there before is somebody else's.
+                if failure.kind != FailureKind::RuntimeNotFound && !says_taken(&failure.runtime_message) {
                     let _ = runtime.run(&RuntimeOp::Delete { force: true }, RunIo::default()).await;
                 }
                 let _ = hub.finish(false).await;
@@ -523,6 +527,12 @@ impl Container {
             eprintln!("write {}: {error}", self.dir.join(persist::STATE_FILE).display());
         }
     }
+}
+
+/// Whether a runtime says that it has a container of this id: runc's, crun's and youki's words.
+fn says_taken(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("container") && message.contains("already exists")
 }
 
 async fn next_kills(oom: Option<&OomWatch>) -> u64 {

@@ -206,10 +206,7 @@ impl Container {
             let inner = self.lock();
             (inner.status, inner.pidfd.is_some() || inner.spec.is_some())
         };
-        if status == Status::Deleted {
-            let message = format!("container {} is deleted", self.id);
-            return Err(Failure::new(FailureKind::NotFound, self.id.as_str(), message));
-        }
+        self.refuse_if_deleted()?;
         if exists && self.exit().is_none() {
             if !force {
                 // It may have ended a moment ago with its rundown still under way; that is worth the wait.
@@ -226,14 +223,25 @@ impl Container {
         }
         let _active = self.activity.read().await;
         let _operation = self.operation.lock().await;
+        // Another delete may have come first.
+        self.refuse_if_deleted()?;
         if exists {
             self.delete_from_runtime().await?;
         }
+        // Before it counts as deleted, so that a caller may try again.
+        persist::remove_dir(&self.dir).map_err(|e| Failure::file("remove", &self.dir, &e))?;
         self.lock().status = Status::Deleted;
         let exit = self.exit();
         self.events.push(EventKind::Deleted, "", self.lock_pid(), exit.clone(), &[]);
-        persist::remove_dir(&self.dir).map_err(|e| Failure::file("remove", &self.dir, &e))?;
         Ok(exit)
+    }
+
+    fn refuse_if_deleted(&self) -> Result<(), Failure> {
+        if self.lock().status != Status::Deleted {
+            return Ok(());
+        }
+        let message = format!("container {} is deleted", self.id);
+        Err(Failure::new(FailureKind::NotFound, self.id.as_str(), message))
     }
 
     async fn delete_from_runtime(&self) -> Result<(), Failure> {

@@ -133,8 +133,9 @@ impl EventRing {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let mut found = Vec::new();
         let oldest = ring.events.front().map_or(ring.last + 1, |e| e.sequence);
+        let next = after.saturating_add(1);
         // 0 asks for what is held; that older ones are gone is no loss then.
-        if after != 0 && after + 1 < oldest {
+        if after != 0 && next < oldest {
             found.push(Event {
                 sequence: oldest - 1,
                 at: clock::wall(),
@@ -142,7 +143,7 @@ impl EventRing {
                 exec_id: String::new(),
                 pid: 0,
                 exit: None,
-                attributes: vec![("count".to_owned(), (oldest - after - 1).to_string())],
+                attributes: vec![("count".to_owned(), (oldest - next).to_string())],
             });
         }
         found.extend(ring.events.iter().filter(|e| e.sequence > after).take(limit).cloned());
@@ -176,5 +177,7 @@ mod tests {
         assert_eq!((late.len(), late[1].sequence), (6, 11));
         assert!(ring.after(ring.last(), 5).is_empty());
         assert_eq!(ring.after(10, 1)[0].sequence, 11);
+        // Any number a client may send.
+        assert!(ring.after(u64::MAX, 5).is_empty());
     }
 }

@@ -7,7 +7,7 @@ use super::failure::{Failure, FailureKind};
 use super::hub::{Hub, HubConfig};
 use super::pump::DrainPolicy;
 use super::reap::ExitWatch;
-use super::runtime::{RunIo, RuntimeCli};
+use super::runtime::{RunIo, RuntimeCli, kill_leftover};
 use super::spec::{ExecSpec, check_id};
 use super::tree::{self, ExecCgroup};
 use super::{control, persist, stdio};
@@ -94,6 +94,58 @@ pub(super) struct Started {
     pub(super) master: Option<OwnedFd>,
 }
 
+impl Started {
+    /// Kills a process that nobody is going to follow.
+    fn give_up(&self) {
+        if let Some(pidfd) = &self.pidfd {
+            // It may be gone already.
+            let _ = pidfd.signal(libc::SIGKILL);
+        }
+    }
+}
+
+/// Keeps the id of an exec from being given twice while the runtime starts it.
+struct Reserved<'a> {
+    container: &'a Container,
+    id: String,
+}
+
+impl<'a> Reserved<'a> {
+    /// Reserves `wanted`, or an id that is free if that is empty.
+    fn take(container: &'a Container, wanted: &str) -> Result<Self, Failure> {
+        if !wanted.is_empty() {
+            check_id("exec", wanted)?;
+        }
+        let mut inner = container.lock();
+        let in_use = |id: &str| inner.execs.contains_key(id) || inner.starting_execs.contains(id);
+        let id = if wanted.is_empty() {
+            // Another program image before this one, or a caller, may have used the next name.
+            let mut names =
+                std::iter::repeat_with(|| format!("exec-{}", NAMES.fetch_add(1, Ordering::Relaxed)));
+            names.find(|id| !in_use(id)).unwrap_or_default()
+        } else {
+            wanted.to_owned()
+        };
+        if in_use(&id) {
+            let message = format!("container {} has an exec {id} already", container.id);
+            return Err(Failure::new(FailureKind::AlreadyExists, id, message));
+        }
+        if inner.execs.len() + inner.starting_execs.len() >= EXECS_MAX {
+            let message = format!("container {} has {EXECS_MAX} execs", container.id);
+            return Err(Failure::new(FailureKind::ResourceExhausted, id, message));
+        }
+        inner.starting_execs.insert(id.clone());
+        drop(inner);
+        Ok(Self { container, id })
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.container.lock().starting_execs.remove(&self.id);
+    }
+}
+
 /// How an exec is started, apart from what it runs.
 #[derive(Debug, Default)]
 pub(super) struct Launch {
@@ -144,54 +196,46 @@ impl Container {
     ) -> Result<Arc<Exec>, Failure> {
         let _active = self.activity.read().await;
         let (runtime, bundle, exec_args) = self.check_exec_possible()?;
-        let id = if spec.exec_id.is_empty() {
-            format!("exec-{}", NAMES.fetch_add(1, Ordering::Relaxed))
-        } else {
-            check_id("exec", &spec.exec_id)?;
-            spec.exec_id.clone()
-        };
-        {
-            let inner = self.lock();
-            if inner.execs.contains_key(&id) {
-                let message = format!("container {} has an exec {id} already", self.id);
-                return Err(Failure::new(FailureKind::AlreadyExists, id, message));
-            }
-            if inner.execs.len() >= EXECS_MAX {
-                let message = format!("container {} has {EXECS_MAX} execs", self.id);
-                return Err(Failure::new(FailureKind::ResourceExhausted, id, message));
-            }
-        }
+        let reserved = Reserved::take(self, &spec.exec_id)?;
         let (document, terminal) = spec.process(&bundle)?;
         let config = HubConfig { stdin, stdin_once: stdin, terminal, ..HubConfig::default() };
         let hub = Hub::new(config);
-        if let Some((fd, options)) = client {
-            // Attached before anything runs, so that not a byte is missed.
-            hub.attach(fd, options).map_err(|e| Failure::system("attach client of exec", id.as_str(), &e))?;
-        }
-        let mut launch = Launch { size, ..Launch::default() };
-        if !terminal {
-            let pipes = stdio::Pipes::new(stdin)
-                .map_err(|e| Failure::system("make stdio pipes of exec", id.as_str(), &e))?;
-            let early = stdio::Early::new(pipes.ours, true, &hub)
-                .map_err(|e| Failure::system("read stdio of exec", id.as_str(), &e))?;
-            drop(early);
-            launch.io = RunIo { stdin: pipes.stdin, stdout: pipes.stdout, stderr: pipes.stderr };
-        }
-        let started = self.launch(&runtime, &document, terminal, exec_args, launch).await;
-        let mut started = match started {
+        let id = reserved.id.clone();
+        let begun = async {
+            if let Some((fd, options)) = client {
+                // Attached before anything runs, so that not a byte is missed.
+                hub.attach(fd, options)
+                    .map_err(|e| Failure::system("attach client of exec", id.as_str(), &e))?;
+            }
+            let mut launch = Launch { size, ..Launch::default() };
+            if !terminal {
+                let pipes = stdio::Pipes::new(stdin)
+                    .map_err(|e| Failure::system("make stdio pipes of exec", id.as_str(), &e))?;
+                let early = stdio::Early::new(pipes.ours, true, &hub)
+                    .map_err(|e| Failure::system("read stdio of exec", id.as_str(), &e))?;
+                drop(early);
+                launch.io = RunIo { stdin: pipes.stdin, stdout: pipes.stdout, stderr: pipes.stderr };
+            }
+            let mut started = self.launch(&runtime, &document, terminal, exec_args, launch).await?;
+            if let Some(master) = started.master.take() {
+                if size.0 > 0 && size.1 > 0 {
+                    let _ = hub.resize(size.0, size.1);
+                }
+                hub.set_terminal(master).map_err(|e| {
+                    started.give_up();
+                    Failure::system("watch the terminal of exec", id.as_str(), &e)
+                })?;
+            }
+            Ok(started)
+        };
+        let started = match begun.await {
             Ok(started) => started,
             Err(failure) => {
+                // Its client, if there is one, is told the end.
                 let _ = hub.finish(false).await;
                 return Err(failure);
             }
         };
-        if let Some(master) = started.master.take() {
-            if size.0 > 0 && size.1 > 0 {
-                let _ = hub.resize(size.0, size.1);
-            }
-            hub.set_terminal(master)
-                .map_err(|e| Failure::system("watch the terminal of exec", id.as_str(), &e))?;
-        }
         let exec = Arc::new(Exec {
             id: id.clone(),
             pid: started.pid,
@@ -204,6 +248,7 @@ impl Container {
             ended: watch::channel(None).0,
         });
         self.lock().execs.insert(id.clone(), exec.clone());
+        drop(reserved);
         if let Some(path) = &pid_file {
             // As for create: told by its absence.
             let _ = persist::write_visible(path, exec.pid.to_string().as_bytes(), 0o644);
@@ -257,6 +302,9 @@ impl Container {
             None => runtime.run(&op, launch.io).await,
         };
         let _ = std::fs::remove_file(&path);
+        if result.is_err() {
+            kill_leftover(&pid_file);
+        }
         let pid = result.and_then(|_| runtime.read_pid_file(&op, &pid_file));
         let _ = std::fs::remove_file(&pid_file);
         let pid = pid?;
@@ -264,11 +312,17 @@ impl Container {
         let exit = self.reaper.watch(pid, since);
         // Reaped already: what the pidfd holds may be another process with the same pid.
         let pidfd = pidfd.filter(|_| exit.peek().is_none());
-        let master = match console {
-            Some(console) => Some(receive_console(&console, &self.id).await?),
-            None => None,
-        };
-        Ok(Started { pid, pidfd, exit, started_at, master })
+        let mut started = Started { pid, pidfd, exit, started_at, master: None };
+        if let Some(console) = console {
+            match receive_console(&console, &self.id).await {
+                Ok(master) => started.master = Some(master),
+                Err(failure) => {
+                    started.give_up();
+                    return Err(failure);
+                }
+            }
+        }
+        Ok(started)
     }
 
     /// Signals an exec and everything it started that parentage shows.
@@ -332,5 +386,7 @@ pub(super) async fn follow(container: Arc<Container>, exec: Arc<Exec>, exit: Exi
 /// Keeps a sub-cgroup for one exec, if the container's cgroups allow it.
 pub(super) fn exec_cgroup(container: &Container) -> Option<ExecCgroup> {
     let cgroups = container.lock().cgroups.clone();
-    ExecCgroup::make(&cgroups, &format!("pintle-exec-{}", NAMES.fetch_add(1, Ordering::Relaxed)))
+    // Counting alone begins anew with every program image, and one that was lost may have left its directories.
+    let stamp = clock::mono().0;
+    ExecCgroup::make(&cgroups, &format!("pintle-exec-{stamp:x}-{}", NAMES.fetch_add(1, Ordering::Relaxed)))
 }

@@ -171,7 +171,10 @@ impl Reaper {
             table.unclaimed.retain(|(p, _)| *p != pid);
             subscribe(&mut table, pid)
         };
-        let pidfd = PidFd::open(pid)?;
+        let pidfd = PidFd::open(pid).inspect_err(|_| {
+            // Out of descriptors: what cannot be held would run on without anybody. Not reaped yet, so the pid is its own.
+            let _ = child.kill();
+        })?;
         Ok(Child {
             pid,
             pidfd,

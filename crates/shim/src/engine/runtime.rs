@@ -3,6 +3,8 @@
 use super::reap::{Child, Reaper};
 use pintle_core::exit::Exit;
 use pintle_core::runtime::{GlobalArgs, RuntimeOp, argv, error_message};
+use pintle_sys::pidfd::PidFd;
+use pintle_sys::process;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -238,7 +240,7 @@ impl RuntimeCli {
     pub fn read_pid_file(&self, op: &RuntimeOp, path: &Path) -> Result<i32, RuntimeError> {
         let parsed = std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse::<i32>().ok());
         // A broken runtime must not make us signal the first process, ourselves or our parents.
-        let parsed = parsed.filter(|pid| !pintle_sys::process::is_own_line(*pid));
+        let parsed = parsed.filter(|pid| !process::is_own_line(*pid));
         parsed.ok_or_else(|| RuntimeError {
             op: op.name(),
             path: self.config.path.clone(),
@@ -246,6 +248,18 @@ impl RuntimeCli {
             message: String::new(),
             stderr: Vec::new(),
         })
+    }
+}
+
+/// Kills the process that a failed call has written into its pid file, if it is a child of ours by now: nobody is going
+/// to follow it.
+pub fn kill_leftover(pid_file: &Path) {
+    let pid = std::fs::read_to_string(pid_file).ok().and_then(|t| t.trim().parse::<i32>().ok());
+    let Some(held) = pid.filter(|pid| *pid > 1).and_then(|pid| PidFd::open(pid).ok()) else { return };
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    if process::stat(held.pid()).is_some_and(|s| s.ppid == own) {
+        // It may have ended already.
+        let _ = held.signal(libc::SIGKILL);
     }
 }
 

@@ -241,12 +241,14 @@ impl Monitor for Service {
         };
         let mut after = request.after;
         loop {
-            for event in self.container.events.after(after, EVENTS_PER_ANSWER) {
+            let events = self.container.events.after(after, EVENTS_PER_ANSWER);
+            // Nothing comes after the deletion, but what came before it is told first.
+            if events.is_empty() && self.container.lock().status == Status::Deleted {
+                return Ok(());
+            }
+            for event in events {
                 after = event.sequence;
                 stream.send(&convert::event(event)).await?;
-            }
-            if self.container.lock().status == Status::Deleted {
-                return Ok(());
             }
             if tokio::time::timeout(HEARTBEAT, self.container.events.wait(after)).await.is_err() {
                 let heartbeat = wire::Event {
@@ -280,16 +282,15 @@ impl Monitor for Service {
 
     async fn kill(&self, _: &TtrpcContext, request: wire::KillRequest) -> Answer<wire::KillResponse> {
         let signal = signal_of(request.signal);
-        let result = if request.exec_id.is_empty() {
-            self.container.kill(signal, request.all).await
-        } else {
-            match self.container.exec_by_id(&request.exec_id) {
-                Ok(exec) if request.all => self.container.kill_exec_tree(&exec, signal),
-                Ok(exec) => exec.kill(signal).await,
-                Err(failure) => Err(failure),
+        let container = self.container.clone();
+        detached(async move {
+            if request.exec_id.is_empty() {
+                return container.kill(signal, request.all).await;
             }
-        };
-        result.map_err(convert::error)?;
+            let exec = container.exec_by_id(&request.exec_id)?;
+            if request.all { container.kill_exec_tree(&exec, signal) } else { exec.kill(signal).await }
+        })
+        .await?;
         Ok(wire::KillResponse::default())
     }
 

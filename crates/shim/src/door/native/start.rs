@@ -334,7 +334,9 @@ impl Shim {
                 Next::Upgrade(request) => super::upgrade::run(self, request).await,
                 Next::LookAround => {
                     let alone = self.connections.available_permits() == listen::CONNECTIONS_MAX;
-                    if alone && self.container.lock().spec.is_none() {
+                    // A create goes on without the client that asked for it.
+                    let idle = self.container.lock().spec.is_none() && !self.container.is_being_created();
+                    if alone && idle {
                         break;
                     }
                 }
