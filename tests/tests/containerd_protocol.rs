@@ -10,9 +10,9 @@ use std::process::{Command, Stdio};
 use pintle_proto::containerd::runtime_info::RuntimeInfo;
 use pintle_proto::containerd::{metrics_v1, metrics_v2, pack, runc_options, task, unpack};
 use pintle_tests::{
-    Bundle, Caller, Refused, Sink, Start, TaskShim, TempDir, containerd_shim, crun, eventually, is_cgroup2,
-    newer_criu, output_within, pintle, process_alive, pss_kib, rootfs, scaled, tally, wait_for,
-    wait_for_async,
+    Act, Bundle, Caller, FakeRuntime, Refused, Sink, Start, TaskShim, TempDir, containerd_shim, crun,
+    eventually, is_cgroup2, newer_criu, output_within, pintle, process_alive, pss_kib, rootfs, scaled,
+    start_and_fail, tally, wait_for, wait_for_async,
 };
 use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
@@ -910,5 +910,72 @@ fn several_containers_in_one_server() {
         aside(|| shim.gone(pid));
         let exits = sink.topics().iter().filter(|t| *t == "exit").count();
         assert_eq!(exits, 2 * count);
+    });
+}
+
+/// Operators send SIGUSR1 to containerd's own shims for their stacks; what ends the shim ends the container.
+#[test]
+fn signals_do_not_end_the_server() {
+    block_on(async {
+        let (_dir, _sink, _server, settings) = daemon(Caller::Old).await;
+        let shim = TaskShim::start(&sleeper(), &settings);
+        let task = shim.connect().await;
+        task.create(&shim, |_| {}).await.unwrap();
+        task.start("").await.unwrap();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(shim.pid()).unwrap());
+        use nix::sys::signal::Signal as S;
+        for signal in [S::SIGHUP, S::SIGINT, S::SIGQUIT, S::SIGUSR1, S::SIGUSR2, S::SIGALRM, S::SIGTERM] {
+            nix::sys::signal::kill(pid, signal).unwrap();
+        }
+        let state = task.state("").await.unwrap();
+        assert_eq!(state.status.enum_value(), Ok(task::Status::RUNNING));
+        finish(&shim, &task).await;
+    });
+}
+
+/// On v1 a frozen process dies only when it is thawed, which not every runtime does for SIGKILL.
+#[test]
+fn a_paused_container_can_be_killed() {
+    block_on(async {
+        for runtime in [pintle_tests::runc(), crun()] {
+            let (_dir, sink, _server, settings) = daemon(Caller::Old).await;
+            let shim = TaskShim::start(&sleeper(), &settings);
+            let task = shim.connect().await;
+            let options = pack(&runc_options::Options {
+                binary_name: runtime.to_str().unwrap().to_owned(),
+                ..Default::default()
+            });
+            task.create(&shim, |r| r.options = Some(options).into()).await.unwrap();
+            task.start("").await.unwrap();
+            task.plain::<Empty>("Pause").await.unwrap();
+            task.kill("", 9).await.unwrap();
+            let end = tokio::time::timeout(std::time::Duration::from_secs(60), task.wait("")).await;
+            assert_eq!(end.expect("the end of a killed container"), Ok(137), "{}", runtime.display());
+            finish(&shim, &task).await;
+            assert_eq!(sink.topics(), ["create", "start", "paused", "exit", "delete"]);
+        }
+    });
+}
+
+#[test]
+fn an_exec_whose_start_fails_leaves_no_process() {
+    block_on(async {
+        let (dir, _sink, _server, settings) = daemon(Caller::Old).await;
+        let pid_file = dir.join("left");
+        let fake = FakeRuntime::new().on("exec", Act::Script(start_and_fail(&pid_file)));
+        let shim = TaskShim::start(&sleeper(), &settings);
+        let task = shim.connect().await;
+        let options = pack(&runc_options::Options {
+            binary_name: fake.write(dir.path()).to_str().unwrap().to_owned(),
+            ..Default::default()
+        });
+        task.create(&shim, |r| r.options = Some(options).into()).await.unwrap();
+        task.start("").await.unwrap();
+        task.exec("e", "exit 0", None).await.unwrap();
+        assert!(task.start("e").await.is_err());
+        let pid: u32 = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+        aside(|| wait_for("the process of the failed exec to be gone", || !process_alive(pid)));
+        assert_eq!(task.state("e").await.unwrap().status.enum_value(), Ok(task::Status::CREATED));
+        finish(&shim, &task).await;
     });
 }

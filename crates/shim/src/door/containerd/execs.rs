@@ -18,6 +18,7 @@ use super::process::{Phase, Process, ProcessExit};
 use super::runtime;
 use super::stdio::{Stdio, Wanted};
 use crate::engine::reap::ExitWatch;
+use crate::engine::runtime::kill_leftover;
 
 /// Ended execs kept for a client that never deletes them (CRI-O after a timeout).
 const KEPT_EXECS: usize = 256;
@@ -106,6 +107,13 @@ impl Container {
                 };
                 self.shared.publisher.send("/tasks/exec-started", &event);
                 process.notify();
+                if self.lock().init_ended && !self.private_pids {
+                    // It came after all others were killed, and would hold back the end of init.
+                    let held = process.lock().pidfd.clone();
+                    if let Some(Err(e)) = held.map(|held| held.signal(libc::SIGKILL)) {
+                        self.shared.logger.debug(format!("kill exec {exec_id} after the end of init: {e}"));
+                    }
+                }
                 let watch = self.shared.reaper.watch(pid, since);
                 tokio::spawn(self.clone().end_of_exec(process, watch));
                 Ok(u32::try_from(pid).unwrap_or(0))
@@ -162,7 +170,15 @@ impl Container {
         let ran = self.run_with_console(process, &stdio, op, io).await;
         // The runtime has read it.
         let _ = fs::remove_file(&document);
-        let pid = self.cli.read_pid_file(&ran?, &pid_file).map_err(|e| runtime::failure(&e))?;
+        let op = match ran {
+            Ok(op) => op,
+            Err(error) => {
+                // It may run without the terminal that did not come.
+                kill_leftover(&pid_file);
+                return Err(error);
+            }
+        };
+        let pid = self.cli.read_pid_file(&op, &pid_file).map_err(|e| runtime::failure(&e))?;
         process.set_pid(pid);
         Ok(pid)
     }

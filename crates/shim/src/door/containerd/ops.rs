@@ -102,7 +102,12 @@ impl Container {
                 Err(e) => Err(TaskError::io(format!("signal process {}", pidfd.pid()), e)),
             };
         }
-        let Err(error) = self.try_op(&RuntimeOp::Kill { signal: number, all }).await else { return Ok(()) };
+        let Err(error) = self.try_op(&RuntimeOp::Kill { signal: number, all }).await else {
+            if number == libc::SIGKILL {
+                self.let_die().await;
+            }
+            return Ok(());
+        };
         // What the runtimes say differs, so the facts decide.
         if pidfd.has_ended() || process.phase() == Phase::Stopped {
             return Err(finished());
@@ -111,6 +116,18 @@ impl Container {
             return Err(TaskError::not_found("no such container"));
         }
         Err(runtime::failure(&error))
+    }
+
+    /// On v1 SIGKILL has to wait for a frozen process to be thawed; runc does that itself, crun does not.
+    async fn let_die(&self) {
+        let paused = self.lock().freeze == Freeze::Paused;
+        if !paused || self.cgroups().frozen() != Some(true) {
+            return;
+        }
+        match self.try_op(&RuntimeOp::Resume).await {
+            Ok(_) => self.lock().freeze = Freeze::Thawed,
+            Err(e) => self.shared.logger.warning(format!("thaw for SIGKILL: {e}")),
+        }
     }
 
     /// Pause.

@@ -27,6 +27,7 @@ use super::native::Native;
 use super::paths::Bundle;
 use super::publisher::Publisher;
 use super::task::TaskService;
+use crate::door::native::signals::swallow_all;
 use crate::engine::reap::Reaper;
 use crate::engine::signal::signal;
 
@@ -81,6 +82,8 @@ async fn serve(
     listener: StdListener,
     said: OwnedFd,
 ) -> Result<(), String> {
+    // Operators send SIGUSR1 to containerd's own shims to have their stacks printed; SIGTERM and SIGINT are taken below.
+    swallow_all();
     let mut said = std::fs::File::from(said);
     let made = make(args, &bundle, &logger, listener).await;
     let text = match &made {

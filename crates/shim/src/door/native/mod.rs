@@ -6,7 +6,7 @@ pub(super) mod embed;
 mod guard;
 mod listen;
 mod service;
-mod signals;
+pub(super) mod signals;
 mod start;
 mod stdio_sock;
 mod upgrade;

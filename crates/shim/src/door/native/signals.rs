@@ -8,12 +8,17 @@ use pintle_sys::signals::swallow;
 /// Installs handlers for every signal that would end the process and can be handled. SIGHUP means "reopen the logs";
 /// the others mean nothing: who wants the container to end says so to the container.
 pub(super) fn install() -> std::io::Result<Signal> {
+    swallow_all();
+    signal(libc::SIGHUP)
+}
+
+/// Lets every signal that would end the process and can be handled do nothing.
+pub(in crate::door) fn swallow_all() {
     let real_time = 34..=64;
     for number in (1..=31).chain(real_time) {
         let fatal_or_special = matches!(
             number,
-            libc::SIGHUP
-                | libc::SIGKILL
+            libc::SIGKILL
                 | libc::SIGSTOP
                 | libc::SIGCHLD
                 | libc::SIGILL
@@ -30,5 +35,4 @@ pub(super) fn install() -> std::io::Result<Signal> {
             let _ = swallow(number);
         }
     }
-    signal(libc::SIGHUP)
 }
