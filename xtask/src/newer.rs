@@ -3,7 +3,9 @@
 //! Debian 12's criu does not start on newer kernels, and its user-mode kernel is old. The packages of
 //! the next release come from the mirror that the host's own apt uses, checked by apt against Debian's
 //! keys, and are unpacked into `target/newer/root`; nothing is installed and the host's apt keeps its
-//! state. `target/newer/criu` starts that criu with its own libraries.
+//! state. `target/newer/criu` starts that criu with its own libraries. `--podman` unpacks the next release's
+//! Podman, conmon and runc with all they need, too: `PINTLE_PODMAN_ROOT=target/newer/podman` makes the
+//! Podman tests use them.
 
 use std::ffi::OsString;
 use std::fs;
@@ -21,6 +23,25 @@ const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// What is fetched with everything it depends on, and what is fetched alone.
 const WHOLE: &[&str] = &["criu"];
 const ALONE: &[&str] = &["user-mode-linux"];
+/// A tree in which Podman's tests run: what they start beside Podman is in it, too.
+const PODMAN: &[&str] = &[
+    "podman",
+    "conmon",
+    "runc",
+    "catatonit",
+    "criu",
+    "iptables",
+    "systemd",
+    "bash",
+    "dash",
+    "coreutils",
+    "grep",
+    "perl",
+    "procps",
+    "tar",
+    "gzip",
+    "util-linux",
+];
 
 pub(crate) fn run(args: Vec<OsString>) -> Result<()> {
     let again = args.iter().any(|a| a == "--again");
@@ -28,6 +49,9 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<()> {
         let _ = fs::remove_dir_all(directory());
     }
     println!("{}", ensure()?.display());
+    if args.iter().any(|a| a == "--podman") {
+        println!("{}", podman()?.display());
+    }
     Ok(())
 }
 
@@ -45,12 +69,7 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     if dir.join("criu").is_file() && dir.join("root/usr/bin/linux.uml").is_file() {
         return Ok(dir);
     }
-    let host = codename()?;
-    let at = RELEASES.iter().position(|r| *r == host);
-    let Some(next) = at.and_then(|i| RELEASES.get(i + 1)) else {
-        bail!("no release of Debian is known to follow {host}");
-    };
-    let mirror = mirror(&host)?;
+    let (mirror, next) = source()?;
     let work = dir.join(format!("work{}", std::process::id()));
     let result = unpack(&work, &mirror, next);
     if result.is_ok() {
@@ -66,6 +85,38 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     let version = sh::output(Command::new(dir.join("criu")).arg("--version"))?;
     eprintln!("{next}: criu {}", version.lines().next().unwrap_or_default().trim());
     Ok(dir)
+}
+
+/// The tree with the next release's Podman, unpacked if it is not there yet.
+fn podman() -> Result<PathBuf> {
+    let root = directory().join("podman");
+    if root.join("usr/bin/podman").is_file() {
+        return Ok(root);
+    }
+    let (mirror, next) = source()?;
+    let work = directory().join(format!("work{}", std::process::id()));
+    let result = fetch(&work, &mirror, next, PODMAN, &[]).and_then(|()| {
+        // An installation would make these links; criu looks for the names.
+        for name in ["iptables-restore", "ip6tables-restore"] {
+            std::os::unix::fs::symlink("xtables-nft-multi", work.join("root/usr/sbin").join(name))
+                .with_context(|| format!("link {name}"))?;
+        }
+        Ok(())
+    });
+    let result = result.and_then(|()| fs::rename(work.join("root"), &root).context("move the tree"));
+    let _ = fs::remove_dir_all(&work);
+    result?;
+    Ok(root)
+}
+
+/// The mirror and the release that follows the host's.
+fn source() -> Result<(String, &'static str)> {
+    let host = codename()?;
+    let at = RELEASES.iter().position(|r| *r == host);
+    let Some(next) = at.and_then(|i| RELEASES.get(i + 1)) else {
+        bail!("no release of Debian is known to follow {host}");
+    };
+    Ok((mirror(&host)?, next))
 }
 
 /// The host's release, from os-release.
@@ -91,7 +142,8 @@ fn mirror(release: &str) -> Result<String> {
     found.with_context(|| format!("apt has no source for {release}"))
 }
 
-fn unpack(work: &Path, mirror: &str, release: &str) -> Result<()> {
+/// Unpacks packages with all they depend on, and some alone, into `work/root`.
+fn fetch(work: &Path, mirror: &str, release: &str, whole: &[&str], alone: &[&str]) -> Result<()> {
     let (apt, root) = (work.join("apt"), work.join("root"));
     for d in ["lists/partial", "cache/archives/partial"] {
         fs::create_dir_all(apt.join(d)).with_context(|| format!("create {}", apt.join(d).display()))?;
@@ -100,10 +152,12 @@ fn unpack(work: &Path, mirror: &str, release: &str) -> Result<()> {
     fs::write(apt.join("list"), format!("deb [signed-by={KEYS}] {mirror} {release} main\n"))?;
     call(&apt, &apt, &["update"])?;
     let install = ["-y", "--no-install-recommends", "--download-only", "install"];
-    call(&apt, &apt, &[&install, WHOLE].concat())?;
+    call(&apt, &apt, &[&install, whole].concat())?;
     // Where apt puts what it is only to download: the directory it runs in.
     let archives = apt.join("cache/archives");
-    call(&apt, &archives, &[&["download"], ALONE].concat())?;
+    if !alone.is_empty() {
+        call(&apt, &archives, &[&["download"], alone].concat())?;
+    }
     let mut count = 0;
     for entry in fs::read_dir(&archives)?.flatten() {
         if entry.path().extension().is_some_and(|e| e == "deb") {
@@ -112,7 +166,11 @@ fn unpack(work: &Path, mirror: &str, release: &str) -> Result<()> {
         }
     }
     eprintln!("{release}: {count} packages unpacked");
+    fs::remove_dir_all(&apt).context("remove the packages")
+}
 
+fn unpack(work: &Path, mirror: &str, release: &str) -> Result<()> {
+    fetch(work, mirror, release, WHOLE, ALONE)?;
     let lib = directory().join("root/usr/lib");
     let loader = "$lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
     let text = format!(

@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
-use pintle_tests::{parse_cri, rejoin, scaled};
+use pintle_tests::{parse_cri, rejoin, require_tool, scaled};
 
 use crate::io::Text;
 use crate::world::{IMAGE, World, until, wait};
@@ -191,20 +191,10 @@ journalctl --sync
 journalctl -o json CONTAINER_NAME="$NAME" CONTAINER_TAG=thetag | grep -c CONTAINER_ID_FULL
 "$@" rm -f -t 0 "$NAME" >/dev/null
 "#;
-    let podman = world.podman(&[]);
-    let mut command = std::process::Command::new("unshare");
+    let mut command = world.enter(&require_tool("unshare"));
     command.args(["-m", "--propagation", "private", "bash", "-c", script, "bash"]);
-    command
-        .arg(podman.get_program())
-        .args(podman.get_args())
-        .env("NAME", &name)
-        .current_dir(world.dir.path());
-    for (variable, value) in podman.get_envs() {
-        match value {
-            Some(value) => command.env(variable, value),
-            None => command.env_remove(variable),
-        };
-    }
+    command.arg(require_tool("podman")).arg("--tmpdir").arg(world.dir.join("tmp")).env("NAME", &name);
+    world.furnish(&mut command);
     let done = world.finish(command, b"")?;
     ensure!(done.status.success() && done.out() == "err\nout\n2", "{done:?}");
     Ok(())

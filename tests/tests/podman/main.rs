@@ -3,6 +3,8 @@
 //! Each world has its own storage and configuration; nothing under /etc is read or changed. Ours must
 //! pass every scenario that Debian's conmon passes. `PINTLE_PODMAN=word` runs the scenarios whose name
 //! contains the word, `PINTLE_PODMAN_PEER=0` leaves the peer out.
+//! `PINTLE_PODMAN_ROOT=DIR` takes Podman, conmon and runtime from another release's tree, such as the one
+//! that `cargo xtask newer --podman` unpacks.
 
 mod io;
 mod lifecycle;

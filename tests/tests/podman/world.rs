@@ -41,6 +41,36 @@ impl Done {
     }
 }
 
+/// Another release's programs in place of the host's, in a mount namespace of their own.
+#[derive(Debug)]
+pub(crate) struct Release {
+    /// Holds the namespace.
+    holder: Child,
+}
+
+impl Release {
+    /// That of `PINTLE_PODMAN_ROOT`, a tree with a `usr`; `None` for the host's own.
+    fn chosen() -> Result<Option<Self>> {
+        let Some(root) = std::env::var_os("PINTLE_PODMAN_ROOT") else { return Ok(None) };
+        let usr = Path::new(&root).join("usr");
+        ensure!(usr.join("bin/podman").is_file(), "{} has no podman", usr.display());
+        let mut hold = Command::new(require_tool("unshare"));
+        hold.args(["--mount", "--propagation", "private", "sh", "-c"]);
+        hold.args(["mount --bind \"$1\" /usr && echo ready && exec sleep infinity", "sh"]).arg(&usr);
+        let mut holder = hold.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut said = [0; 6];
+        holder.stdout.take().context("a pipe")?.read_exact(&mut said).context("enter a mount namespace")?;
+        Ok(Some(Self { holder }))
+    }
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
 /// A Podman that nobody else uses.
 #[derive(Debug)]
 pub(crate) struct World {
@@ -48,6 +78,7 @@ pub(crate) struct World {
     pub(crate) conmon: PathBuf,
     pub(crate) dir: TempDir,
     next: AtomicU32,
+    release: Option<Release>,
 }
 
 impl World {
@@ -71,7 +102,7 @@ impl World {
             path("root")
         );
         fs::write(dir.join("storage.conf"), storage)?;
-        let world = Self { name, conmon, dir, next: AtomicU32::new(0) };
+        let world = Self { name, conmon, dir, next: AtomicU32::new(0), release: Release::chosen()? };
         world.import_image()?;
         Ok(world)
     }
@@ -113,18 +144,32 @@ impl World {
 
     /// `podman ARGS` in this world.
     pub(crate) fn podman(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(require_tool("podman"));
+        let mut command = self.enter(&require_tool("podman"));
+        self.furnish(&mut command);
+        command.args(["--tmpdir", &self.dir.join("tmp").display().to_string()]).args(args);
+        command
+    }
+
+    /// A program of the world's release. The process that is started becomes it.
+    pub(crate) fn enter(&self, program: &Path) -> Command {
+        let Some(release) = &self.release else { return Command::new(program) };
+        let mut command = Command::new(require_tool("nsenter"));
+        let place = format!("--wdns={}", self.dir.path().display());
+        command.args(["--mount", "--target", &release.holder.id().to_string(), &place]).arg(program);
+        command
+    }
+
+    /// Gives a command Podman's surroundings in this world.
+    pub(crate) fn furnish(&self, command: &mut Command) {
         command
             .env("CONTAINERS_CONF", self.dir.join("containers.conf"))
             .env("CONTAINERS_STORAGE_CONF", self.dir.join("storage.conf"))
             .env("TMPDIR", "/tmp")
             .env("PATH", search_path())
             .env("PINTLE_DIR", self.dir.join("pintle"))
+            .env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1")
             .env_remove("NOTIFY_SOCKET")
-            .args(["--tmpdir", &self.dir.join("tmp").display().to_string()])
-            .args(args)
             .current_dir(self.dir.path());
-        command
     }
 
     /// Runs a command to its end; `input` becomes its standard input.
