@@ -378,3 +378,44 @@ fn pipes_that_are_not_open_are_refused() {
     let text = "[conmon:e]: unable to make _OCI_STARTPIPE CLOEXEC Bad file descriptor\n";
     assert_eq!(stderr(&output), text);
 }
+
+#[test]
+fn a_working_directory_that_is_gone() {
+    let dir = TempDir::new("ar");
+    let gone = dir.path().join("gone");
+    let script = "mkdir \"$0\" && cd \"$0\" && rmdir \"$0\" && exec \"$@\"";
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", script]).arg(&gone).arg(conmon());
+    let output = output_within(command.args(["-c", ID, "-u", ID, "-r", VALID, "-l", "none"]));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(stderr(&output), "[conmon:e]: Failed to get working directory\n");
+}
+
+/// With a `/dev` of its own, where the test is the logger.
+#[test]
+fn own_messages_go_to_syslog() {
+    let dir = TempDir::new("ar");
+    let dev = dir.path().join("dev");
+    fs::create_dir(&dev).expect("create");
+    fs::write(dev.join("null"), "").expect("create");
+    let logger = std::os::unix::net::UnixDatagram::bind(dev.join("log")).expect("bind");
+    let script = "mount --bind /dev/null \"$0/null\" && mount --rbind \"$0\" /dev && exec \"$@\"";
+    let told = |args: &[&str]| {
+        let mut command = std::process::Command::new(require_tool("unshare"));
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(&dev).arg(conmon());
+        let output = output_within(command.args(args));
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        logger.set_nonblocking(true).expect("set");
+        let mut buffer = [0; 4096];
+        let heard = logger.recv(&mut buffer).ok();
+        heard.map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
+    };
+    let text = "Runtime path /no/such is not valid No such file or directory";
+    let base = ["-c", "0123456789abcdef0123456789", "-u", ID, "-r", "/no/such", "-l", "none"];
+    assert_eq!(told(&base), None, "without --syslog");
+    // Priority: facility user, error. The id is cut to 20 characters.
+    let expected = format!("<11>conmon: conmon 0123456789abcdef0123 <error>: {text}");
+    assert_eq!(told(&[&base[..], &["--syslog"]].concat()), Some(expected));
+    let tagged = [&["-c", "short", "--syslog", "--log-tag", "tag"][..], &base[2..]].concat();
+    assert_eq!(told(&tagged), Some(format!("<11>conmon: conmon short: tag <error>: {text}")));
+}

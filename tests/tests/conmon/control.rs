@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
 
 use pintle_tests::{Bundle, Conmon, Running, TempDir, process, wait_for, write_fifo};
 
@@ -122,23 +123,57 @@ fn the_fifos_are_made_anew() {
     }
 }
 
-#[test]
-fn a_size_sent_before_the_terminal_exists_is_remembered() {
-    let dir = TempDir::new("ct");
-    let mut parent = Conmon::create(&dir, &Bundle::sh("exec sleep 1000")).start();
-    parent.begin();
-    // A detached exec does not wait until its terminal was received, so its first instruction may be earlier.
-    let mut spec = process(&["sh", "-c", "until [ -n \"$(stty size 2>/dev/null)\" ]; do :; done; stty size"]);
+/// What the first instruction of an exec sees when its caller has sent the size before the second gate.
+fn first_size(parent: &Running, program: &Path) -> String {
+    let mut spec = process(&["stty", "size"]);
     spec["terminal"] = true.into();
-    let mut run = Conmon::exec(&parent.call, &spec).arg("-t").exec_attach().start();
+    let call = Conmon::exec(&parent.call, &spec).program(program);
+    let mut run = call.arg("-t").exec_attach().start();
     run.gate();
     run.ready();
     write_fifo(&run.call.path("ctl"), "1 43 123\n");
     let mut client = pintle_tests::AttachClient::connect(&run.call.path("attach"));
     run.gate();
     let (out, _) = client.rest();
-    let messages = (run.line(), run.line());
-    assert_eq!(String::from_utf8(out).expect("text").trim(), "43 123", "{messages:?}");
+    String::from_utf8_lossy(&out).trim().to_string()
+}
+
+/// The runtime does not wait until its terminal was taken: a size that is only set then comes too late at times.
+#[test]
+fn a_size_sent_before_the_terminal_exists_is_there_at_the_first_instruction() {
+    let dir = TempDir::new("ct");
+    let mut parent = Conmon::create(&dir, &Bundle::sh("exec sleep 1000")).start();
+    parent.begin();
+    let (ours, peer) = (pintle_tests::conmon(), pintle_tests::require_tool("conmon"));
+    let rounds = pintle_tests::scaled(20, 500);
+    let mut late = 0;
+    for round in 0..rounds {
+        assert_eq!(first_size(&parent, &ours), "43 123", "in round {round}");
+        // For comparison, with the same load.
+        if pintle_tests::full() && first_size(&parent, &peer) != "43 123" {
+            late += 1;
+        }
+    }
+    println!("of {rounds} sizes none came late; with Debian's conmon {late} did");
+}
+
+#[test]
+fn an_exec_that_is_ended_at_its_second_gate_leaves_nothing() {
+    let dir = TempDir::new("ct");
+    let mut parent = Conmon::create(&dir, &Bundle::sh("exec sleep 1000")).start();
+    parent.begin();
+    let mut spec = process(&["stty", "size"]);
+    spec["terminal"] = true.into();
+    let mut run = Conmon::exec(&parent.call, &spec).args(["-t", "--sync"]).exec_attach().start();
+    run.gate();
+    run.ready();
+    let monitor = nix::unistd::Pid::from_raw(run.child.id() as i32);
+    nix::sys::signal::kill(monitor, nix::sys::signal::Signal::SIGTERM).expect("kill");
+    assert_eq!(run.message()["data"], -1);
+    assert_eq!(run.launched().code(), Some(1));
+    for name in ["attach", "ctl", "winsz", "exec_pid"] {
+        assert!(!run.call.path(name).exists(), "{name}");
+    }
 }
 
 #[test]
@@ -152,6 +187,13 @@ fn ctrl_07_reopen_recreates_the_log() {
     run.ctl("2 1 1\n");
     let log = run.call.path("log");
     wait_for("the log", || log.exists());
+    // Whoever truncates it must not get a hole: the new file is open for appending like the first one.
+    let fds = pintle_tests::fds(run.monitor());
+    let (fd, _) =
+        fds.iter().find(|(_, to)| to.as_str() == log.to_str().expect("path")).expect("the log is open");
+    let info = fs::read_to_string(format!("/proc/{}/fdinfo/{fd}", run.monitor())).expect("fdinfo");
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("flags");
+    assert_ne!(u32::from_str_radix(flags.trim(), 8).expect("octal") & 0o2000, 0, "{info}");
     let mut exec = Conmon::exec(&run.call, &process(&["touch", "/tmp/go"])).start();
     exec.gate();
     assert_eq!(run.exit_file(), "0");

@@ -474,3 +474,33 @@ fn runtimes_other_than_runc_work_too() {
     run.gone();
     let _ = Command::new(&crun).args([&root, "delete", "-f", &run.call.id]).output();
 }
+
+#[test]
+fn short_and_hidden_names_of_options() {
+    let dir = TempDir::new("ex");
+    let mut call = Conmon::create(&dir, &Bundle::sh("echo out; exit 6")).arg("--no-sync-log");
+    for arg in &mut call.args {
+        match arg.to_str() {
+            Some("--persist-dir") => *arg = "-0".into(),
+            Some("-p") => *arg = "--pidfile".into(),
+            _ => {}
+        }
+    }
+    let pidfile = call.path("pidfile");
+    let mut run = call.start();
+    let pid = run.begin();
+    assert_eq!(fs::read_to_string(pidfile).expect("the pid file"), pid.to_string());
+    assert_eq!(run.exit_file(), "6");
+    assert_eq!(fs::read_to_string(run.call.path("persist/exit")).expect("the lasting file"), "6");
+
+    let fake = FakeRuntime::new().on("restore", Act::Script("exit 1".into())).write(dir.path());
+    let call = Conmon::create(&dir, &Bundle::sh("exit 0")).replace("-r", &fake);
+    let call = call.args(["--restore", "/images", "--restore-arg", "--one", "--runtime-opt", "--two"]);
+    let mut run = call.args(["--restore-arg", "--three"]).start();
+    run.gate();
+    // Empty words are no message.
+    assert_eq!(run.message(), serde_json::json!({"data": -1}));
+    let calls = FakeRuntime::calls(dir.path());
+    assert!(calls[0].contains(" --one --two --three "), "{calls:?}");
+    run.gone();
+}

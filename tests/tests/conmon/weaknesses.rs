@@ -86,6 +86,29 @@ fn w05_a_closed_stdin_with_data_pending_does_not_spin() {
 }
 
 #[test]
+fn w06_an_init_that_is_nobodys_child_is_watched_to_its_end() {
+    let dir = TempDir::new("wk");
+    // As under a service manager that starts the container's process itself.
+    let mut init = std::process::Command::new("sleep").arg("1000").spawn().expect("run sleep");
+    let script = format!(
+        "while [ $# -gt 0 ]; do [ \"$1\" = --pid-file ] && printf %s {} >\"$2\"; shift; done",
+        init.id()
+    );
+    let fake = FakeRuntime::new().on("create", Act::Script(script)).write(dir.path());
+    let mut run = Conmon::create(&dir, &Bundle::sh("true")).replace("-r", &fake).start();
+    assert_eq!(run.created(), init.id() as i32);
+    let exit = run.call.path("exits").join(&run.call.id);
+    pintle_tests::let_pass(std::time::Duration::from_millis(300));
+    assert!(!exit.exists() && process_alive(run.monitor()), "it does not take the process for ended");
+    init.kill().expect("kill");
+    init.wait().expect("reap");
+    let code = run.exit_file();
+    // The kernel tells a process's status to whoever holds its pidfd from 6.15 on.
+    assert!(code == "137" || code == "-1", "{code}");
+    run.gone();
+}
+
+#[test]
 fn w09_a_talkative_runtime_does_not_block_the_create() {
     let dir = TempDir::new("wk");
     let fake = FakeRuntime::new().on("create", Act::FloodStderr(300_000)).write(dir.path());
@@ -183,6 +206,61 @@ fn w27_the_environment_of_the_runtime_is_clean() {
     let found = lines.last().map(|line| line.trim());
     assert_eq!(found, Some(expected.trim()), "descriptors of the monitor leak: {lines:?}");
     run.gone();
+}
+
+#[test]
+fn w27_nothing_is_left_of_a_create_that_failed() {
+    let dir = TempDir::new("wk");
+    let fake = FakeRuntime::new().on("create", Act::Fail("no".into(), 1)).write(dir.path());
+    let call = Conmon::create(&dir, &Bundle::sh("true")).replace("-r", &fake);
+    let bundle = call.path("bundle");
+    fs::create_dir(bundle.join("notify")).expect("create");
+    let host = dir.path().join("host");
+    let mut run = call.arg("--sdnotify-socket").arg(&host).start();
+    run.gate();
+    assert_eq!(run.message(), json!({"data": -1, "message": "no\n"}));
+    run.gone();
+    for name in ["attach", "ctl", "winsz", "notify/notify.sock"] {
+        assert!(!bundle.join(name).exists(), "{name} stays behind");
+    }
+    assert!(!run.call.path("exits").join(&run.call.id).exists(), "there was no container");
+}
+
+#[test]
+fn w27_the_oom_score_is_the_monitors_alone() {
+    let dir = TempDir::new("wk");
+    let script = "cat /proc/self/oom_score_adj >&2; exit 1";
+    let fake = FakeRuntime::new().on("create", Act::Script(script.into())).write(dir.path());
+    let mut run = Conmon::create(&dir, &Bundle::sh("true")).replace("-r", &fake).start();
+    run.gate();
+    let own = fs::read_to_string("/proc/self/oom_score_adj").expect("the own score");
+    assert_eq!(run.message(), json!({"data": -1, "message": own}));
+    run.gone();
+}
+
+#[test]
+fn w31_a_monitor_leaves_the_socket_of_another_in_its_bundle_alone() {
+    let dir = TempDir::new("wk");
+    let mut parent = Conmon::create(&dir, &Bundle::sh("exec sleep 1000")).start();
+    parent.begin();
+    let bundle = parent.call.path("bundle");
+    let exec = |script: &str| {
+        let mut run =
+            Conmon::exec(&parent.call, &process(&["sh", "-c", script])).replace("-b", &bundle).start();
+        run.gate();
+        assert!(run.message()["data"].as_i64().expect("a pid") > 0);
+        run
+    };
+    let mut first = exec("until [ -e /tmp/go ]; do sleep 0.05; done; exit 3");
+    let mut second = exec("until [ -e /tmp/on ]; do sleep 0.05; done; echo heard; exit 4");
+    let mut client = pintle_tests::AttachClient::connect(&bundle.join("attach"));
+    exec("touch /tmp/go");
+    assert_eq!(first.message(), json!({"data": 3}));
+    assert_eq!(first.line(), None);
+    exec("touch /tmp/on");
+    // That of the second, or of the last exec: the first one's end has not taken it away.
+    assert_eq!(client.rest().0, b"heard\n");
+    assert_eq!(second.message(), json!({"data": 4}));
 }
 
 #[test]

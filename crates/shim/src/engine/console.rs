@@ -1,9 +1,10 @@
 //! The console socket: the runtime connects and hands over the master of the process's terminal.
 
 use pintle_sys::fdpass;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::Interest;
@@ -81,6 +82,17 @@ impl ConsoleSocket {
         &self.path
     }
 
+    /// Puts a file for the runtime beside the socket. It vanishes with it.
+    ///
+    /// # Errors
+    /// That of writing the file.
+    pub fn leave(&self, name: &str, content: &[u8]) -> io::Result<PathBuf> {
+        let path = self.dir.join(name);
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+        file.write_all(content)?;
+        Ok(path)
+    }
+
     /// Waits for the runtime to connect and takes the terminal's master from its message. To be awaited together with
     /// the runtime: if that fails, nobody ever connects.
     ///
@@ -100,8 +112,7 @@ impl ConsoleSocket {
 
 impl Drop for ConsoleSocket {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-        let _ = std::fs::remove_dir(&self.dir);
+        let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 

@@ -9,7 +9,7 @@ use pintle_core::attach::{CtlCommand, LineReader, parse_ctl, parse_size};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
@@ -27,11 +27,11 @@ pub enum ControlKind {
 }
 
 /// A FIFO being read. Reading ends with the value; the file stays, as its callers expect.
-#[derive(Debug)]
 pub struct ControlFifo {
     task: AbortHandle,
-    /// Both ends: writers never find nobody, and the reader never finds the end.
-    _ends: (Arc<AsyncFd<OwnedFd>>, OwnedFd),
+    reader: Arc<Reader>,
+    /// Held so that writers never find nobody, and the reader never finds the end.
+    _writer: OwnedFd,
 }
 
 impl ControlFifo {
@@ -61,9 +61,21 @@ impl ControlFifo {
         let anchor = pintle_sys::seqpacket::open_dir(dir)?;
         let reader = openat(&anchor, name, flags | OFlag::O_RDONLY, Mode::empty())?;
         let writer = openat(&anchor, name, flags | OFlag::O_WRONLY, Mode::empty())?;
-        let reader = Arc::new(async_fd(reader, Interest::READABLE)?);
-        let task = tokio::spawn(serve(Arc::clone(&reader), kind, Arc::clone(hub))).abort_handle();
-        Ok(Self { task, _ends: (reader, writer) })
+        let fd = async_fd(reader, Interest::READABLE)?;
+        let lines = Mutex::new(LineReader::new());
+        let reader = Arc::new(Reader { fd, kind, hub: Arc::clone(hub), lines });
+        let task = tokio::spawn(serve(Arc::clone(&reader))).abort_handle();
+        Ok(Self { task, reader, _writer: writer })
+    }
+
+    /// Carries out what has been written until now: for a caller who must not run ahead of it.
+    pub fn catch_up(&self) {
+        // At most what a pipe holds: a writer that never stops must not keep us here.
+        for _ in 0..128 {
+            if self.reader.read_once().is_err() {
+                return;
+            }
+        }
     }
 
     /// Removes the file of a FIFO that could not be used.
@@ -82,30 +94,49 @@ impl Drop for ControlFifo {
     }
 }
 
-async fn serve(fifo: Arc<AsyncFd<OwnedFd>>, kind: ControlKind, hub: Arc<Hub>) {
-    let mut lines = LineReader::new();
-    while let Ok(mut ready) = fifo.readable().await {
-        let mut bytes = [0; 512];
-        match nix::unistd::read(fifo.as_fd(), &mut bytes) {
-            Ok(n) => lines.push(bytes.get(..n).unwrap_or_default(), |line| {
-                let command = line.and_then(|line| match kind {
-                    ControlKind::Ctl => parse_ctl(line, MAX_SIZE),
-                    ControlKind::Winsz => {
-                        parse_size(line, MAX_SIZE).map(|(rows, cols)| CtlCommand::Resize { rows, cols })
-                    }
-                });
-                match command {
-                    Ok(command) => obey(&hub, command),
-                    Err(error) => tracing::warn!("control fifo: {error}"),
-                }
-            }),
+async fn serve(fifo: Arc<Reader>) {
+    while let Ok(mut ready) = fifo.fd.readable().await {
+        match fifo.read_once() {
+            Ok(()) => {}
             Err(nix::errno::Errno::EAGAIN) => ready.clear_ready(),
-            Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => {
                 tracing::warn!("read control fifo: {errno}");
                 return;
             }
         }
+    }
+}
+
+/// The reading end, and what came of a line that is not whole yet.
+struct Reader {
+    fd: AsyncFd<OwnedFd>,
+    kind: ControlKind,
+    hub: Arc<Hub>,
+    lines: Mutex<LineReader>,
+}
+
+impl Reader {
+    /// Carries out what one read gives.
+    fn read_once(&self) -> Result<(), nix::errno::Errno> {
+        let mut bytes = [0; 512];
+        let length = match nix::unistd::read(self.fd.as_fd(), &mut bytes) {
+            Err(nix::errno::Errno::EINTR) => return Ok(()),
+            other => other?,
+        };
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.push(bytes.get(..length).unwrap_or_default(), |line| {
+            let command = line.and_then(|line| match self.kind {
+                ControlKind::Ctl => parse_ctl(line, MAX_SIZE),
+                ControlKind::Winsz => {
+                    parse_size(line, MAX_SIZE).map(|(rows, cols)| CtlCommand::Resize { rows, cols })
+                }
+            });
+            match command {
+                Ok(command) => obey(&self.hub, command),
+                Err(error) => tracing::warn!("control fifo: {error}"),
+            }
+        });
+        Ok(())
     }
 }
 

@@ -243,6 +243,11 @@ impl Hub {
         }
     }
 
+    /// The size of the terminal, or that which it will have; `None` if none was set.
+    pub fn size(&self) -> Option<(u16, u16)> {
+        self.lock().size
+    }
+
     /// Opens all logs anew. After `Ok` no byte goes to an old file any more.
     ///
     /// # Errors

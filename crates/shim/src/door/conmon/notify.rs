@@ -36,7 +36,7 @@ pub(super) struct Relay {
 impl Relay {
     /// Listens on `<bundle>/notify/notify.sock` for the socket of the host named by `target`.
     pub(super) fn bind(bundle: &Path, target: &std::ffi::OsStr) -> io::Result<Self> {
-        let (_dir, path) = short_path(&bundle.join("notify/notify.sock"))?;
+        let (_dir, path) = short_path(&place(bundle))?;
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -80,6 +80,16 @@ impl Relay {
             }
         }
     }
+}
+
+/// Where a container finds its notify socket.
+fn place(bundle: &Path) -> PathBuf {
+    bundle.join("notify/notify.sock")
+}
+
+/// Takes the socket away, so that nothing talks to a monitor that has ended.
+pub(super) fn remove(bundle: &Path) {
+    let _ = std::fs::remove_file(place(bundle));
 }
 
 /// The host's socket, looked up anew for every message.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +15,8 @@ use crate::engine::hub::Hub;
 
 /// Name of the attach socket.
 const ATTACH: &str = "attach";
+const CTL: &str = "ctl";
+const WINSZ: &str = "winsz";
 const ATTACH_MODE: u32 = 0o700;
 const ATTACH_BACKLOG: i32 = 10;
 
@@ -22,6 +24,8 @@ const ATTACH_BACKLOG: i32 = 10;
 #[derive(Debug)]
 pub(super) struct Places {
     attach: PathBuf,
+    /// The socket's device and inode: another monitor in the same bundle may have put its own there since.
+    socket: Option<(u64, u64)>,
     link: Option<PathBuf>,
 }
 
@@ -34,7 +38,8 @@ pub(super) fn open_attach(options: &Options, bundle: &Path) -> Result<(OwnedFd, 
     let dir = seqpacket::open_dir(place).map_err(|error| fail(&error))?;
     let listener = seqpacket::bind_at(dir.as_fd(), ATTACH, SocketKind::Packet, ATTACH_MODE, ATTACH_BACKLOG);
     let listener = listener.map_err(|error| fail(&error))?;
-    Ok((listener, Places { attach: bundle.join(ATTACH), link }))
+    let attach = bundle.join(ATTACH);
+    Ok((listener, Places { socket: identity(&attach), attach, link }))
 }
 
 fn make_link(options: &Options, bundle: &Path) -> Result<PathBuf, String> {
@@ -52,7 +57,9 @@ fn make_link(options: &Options, bundle: &Path) -> Result<PathBuf, String> {
 impl Places {
     /// Before the exit command, which may remove the bundle.
     pub(super) fn remove_socket(&self) {
-        let _ = std::fs::remove_file(&self.attach);
+        if self.socket.is_some() && self.socket == identity(&self.attach) {
+            let _ = std::fs::remove_file(&self.attach);
+        }
     }
 
     /// After the exit command; only what is still a link of ours, since the command may have started the next run.
@@ -65,6 +72,18 @@ impl Places {
     }
 }
 
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let meta = std::fs::symlink_metadata(path).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+/// Takes the FIFOs away where no container came of them; callers remove those of one that has lived.
+pub(super) fn remove_fifos(bundle: &Path) {
+    for name in [CTL, WINSZ] {
+        let _ = std::fs::remove_file(bundle.join(name));
+    }
+}
+
 /// Creates `ctl` and `winsz` in the bundle; they are read as long as the values live.
 pub(super) fn open_fifos(bundle: &Path, hub: &Arc<Hub>) -> Result<[ControlFifo; 2], String> {
     let make = |name: &str, kind: ControlKind| {
@@ -73,5 +92,5 @@ pub(super) fn open_fifos(bundle: &Path, hub: &Arc<Hub>) -> Result<[ControlFifo; 
             format!("Failed to make {name} fifo {}: {}", bundle.join(name).display(), strerror(&error))
         })
     };
-    Ok([make("ctl", ControlKind::Ctl)?, make("winsz", ControlKind::Winsz)?])
+    Ok([make(CTL, ControlKind::Ctl)?, make(WINSZ, ControlKind::Winsz)?])
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
@@ -19,11 +19,18 @@ use super::diag::{Diag, Level};
 use super::options::{Mode, Options};
 use super::pipes;
 
+/// Bytes of a process's document; a longer one is left as it is.
+const PROCESS_MAX: u64 = 16 << 20;
+
 /// Signals that the monitor passes on.
 pub(super) const FORWARDED: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
 
-/// The runtime's argument vector, program first.
-pub(super) fn argv(options: &Options, console_socket: Option<&Path>) -> Vec<OsString> {
+/// The runtime's argument vector, program first; `process` takes the place of the caller's process of an exec.
+pub(super) fn argv(
+    options: &Options,
+    console_socket: Option<&Path>,
+    process: Option<&Path>,
+) -> Vec<OsString> {
     let mut argv = vec![options.runtime.clone()];
     let mut push = |items: &[&OsStr]| argv.extend(items.iter().map(|item| item.to_os_string()));
     let s = OsStr::new;
@@ -34,7 +41,8 @@ pub(super) fn argv(options: &Options, console_socket: Option<&Path>) -> Vec<OsSt
     }
     options.runtime_args.iter().for_each(|arg| push(&[arg]));
     match &options.mode {
-        Mode::Exec { process, .. } => {
+        Mode::Exec { process: given, .. } => {
+            let process = process.map_or(given.as_os_str(), Path::as_os_str);
             // The long form: gVisor knows no other.
             push(&[s("exec"), s("--pid-file"), pidfile, s("--process"), process, s("--detach")]);
         }
@@ -58,6 +66,23 @@ pub(super) fn argv(options: &Options, console_socket: Option<&Path>) -> Vec<OsSt
     }
     push(&[&options.cid]);
     argv
+}
+
+/// The process of an exec with the size that its terminal will have, if it has one.
+///
+/// The runtime sets `consoleSize` before the process runs; a size that the monitor sets on the terminal may come after
+/// the first instruction, as the runtime does not wait until the terminal was taken.
+pub(super) fn sized_process(path: &Path, (rows, columns): (u16, u16)) -> Option<Vec<u8>> {
+    let file = File::open(path).ok()?;
+    let mut text = Vec::new();
+    file.take(PROCESS_MAX).read_to_end(&mut text).ok()?;
+    let mut process: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    let fields = process.as_object_mut()?;
+    if fields.get("terminal") != Some(&true.into()) {
+        return None;
+    }
+    fields.insert("consoleSize".into(), serde_json::json!({ "height": rows, "width": columns }));
+    serde_json::to_vec(&process).ok()
 }
 
 /// What becomes the standard descriptors of the runtime; in passthrough it keeps the monitor's.
@@ -197,6 +222,25 @@ pub(super) fn to_c<'a>(items: impl Iterator<Item = &'a [u8]>) -> io::Result<Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_is_added_to_a_process_with_a_terminal() {
+        let path = std::env::temp_dir().join(format!("pintle-process-{}", std::process::id()));
+        let sized = |text: &str| {
+            std::fs::write(&path, text).expect("write");
+            sized_process(&path, (24, 80)).map(|json| String::from_utf8(json).expect("text"))
+        };
+        let with =
+            sized(r#"{"terminal": true, "args": ["a"], "own": 1, "consoleSize": {"height": 1, "width": 2}}"#);
+        let with: serde_json::Value = serde_json::from_str(&with.expect("a process")).expect("a document");
+        assert_eq!(with["consoleSize"], serde_json::json!({"height": 24, "width": 80}));
+        assert_eq!((&with["args"][0], &with["own"]), (&"a".into(), &1.into()));
+        for other in [r#"{"terminal": false}"#, "{}", "[]", "{", ""] {
+            assert_eq!(sized(other), None, "{other}");
+        }
+        std::fs::remove_file(&path).expect("remove");
+        assert_eq!(sized_process(&path, (24, 80)), None);
+    }
 
     #[test]
     fn listen_pid_is_checked() {

@@ -20,13 +20,13 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::boot::{Boot, drop_stdio};
+use super::boot::{Boot, Origin, drop_stdio};
 use super::diag::Diag;
 use super::exit::{self, UNKNOWN};
 use super::native::Native;
-use super::notify::Relay;
+use super::notify::{self, Relay};
 use super::options::{Mode, Options};
-use super::pipes::{Messages, strerror};
+use super::pipes::{Messages, pass_gate, strerror};
 use super::places::{self, Places};
 use super::runtime::{self, ChildStdio, Launch};
 use super::trace;
@@ -99,7 +99,7 @@ pub(super) async fn run(mut boot: Boot) -> u8 {
         return fail(&mut boot.sync, &text);
     }
     let hub = make_hub(&boot.options);
-    boot.sinks.into_iter().for_each(|sink| hub.add_sink(sink));
+    std::mem::take(&mut boot.sinks).into_iter().for_each(|sink| hub.add_sink(sink));
     let mut session = Session {
         options: boot.options,
         diag: Arc::clone(&diag),
@@ -112,33 +112,24 @@ pub(super) async fn run(mut boot: Boot) -> u8 {
         native: Native::default(),
         oom: OomVerdict::default(),
     };
-    let pipes = match session.open(boot.attach, &boot.null) {
+    let mut pipes = match session.open(boot.attach.take(), &boot.null) {
         Ok(pipes) => pipes,
-        Err(text) => return fail(&mut session.sync, &text),
+        Err(text) => return session.end(failed(text.as_bytes(), text.clone()), &mut boot.inherited).await,
     };
-    let argv = runtime::argv(&session.options, pipes.console.as_ref().map(ConsoleSocket::path));
-    diag.trace(&format!("runtime arguments: {argv:?}"));
+    let gate = match boot.start.take_if(|_| session.options.terminal) {
+        Some(gate) => session.pass_gate(gate).await,
+        None => Ok(()),
+    };
     let since = clock::mono();
-    let launched = runtime::launch(Launch {
-        origin: &boot.origin,
-        argv: &argv,
-        stdio: pipes.child,
-        gate: boot.start.as_ref(),
-        replace_listen_pid: session.options.replace_listen_pid,
-    });
-    drop(boot.start);
-    let runtime = match launched {
-        Ok(pid) => pid,
-        Err(error) => {
-            return fail(&mut session.sync, &format!("Failed to fork the runtime {}", strerror(&error)));
+    let launched =
+        gate.and_then(|()| session.launch(&boot.origin, boot.start.take(), &boot.null, &mut pipes));
+    let end = match launched {
+        Ok(runtime) => {
+            let watch = session.reaper.watch(runtime.as_raw(), since);
+            session.supervise(runtime, &watch, pipes.ours, pipes.console).await
         }
+        Err(text) => failed(text.as_bytes(), text.clone()),
     };
-    if session.options.log.drivers.passthrough {
-        // Only the container keeps the caller's descriptors.
-        let _ = drop_stdio(&boot.null);
-    }
-    let watch = session.reaper.watch(runtime.as_raw(), since);
-    let end = session.supervise(runtime, &watch, pipes.ours, pipes.console).await;
     let status = session.end(end, &mut boot.inherited).await;
     session.sync.close();
     match exit::run_command(&session.options, &boot.origin) {
@@ -215,6 +206,56 @@ impl Session {
         }
         self.remove_stale_pidfile();
         Ok(pipes)
+    }
+
+    /// The second gate of an exec with a terminal. It is passed here and not in the runtime's child, so that the size
+    /// that came before it is known when the runtime is called.
+    async fn pass_gate(&mut self, gate: OwnedFd) -> Result<(), String> {
+        let fail = |error: io::Error| format!("start-pipe read failed {}", strerror(&error));
+        // What cannot be waited for, such as /dev/null, can be read at once.
+        if let Ok(ready) = gate.try_clone().and_then(|gate| async_fd(gate, Interest::READABLE)) {
+            tokio::select! {
+                opened = ready.readable() => drop(opened.map_err(fail)?),
+                signal = self.forwarded.next() => return Err(format!("ended by {signal} before the exec")),
+            }
+        }
+        pass_gate(&gate).map_err(fail)?;
+        self.fifos.iter().flatten().for_each(ControlFifo::catch_up);
+        Ok(())
+    }
+
+    /// Calls the runtime.
+    fn launch(
+        &self,
+        origin: &Origin,
+        gate: Option<OwnedFd>,
+        null: &File,
+        pipes: &mut Pipes,
+    ) -> Result<Pid, String> {
+        let process = self.sized_process(pipes.console.as_ref());
+        let console = pipes.console.as_ref().map(ConsoleSocket::path);
+        let argv = runtime::argv(&self.options, console, process.as_deref());
+        self.diag.trace(&format!("runtime arguments: {argv:?}"));
+        let launched = runtime::launch(Launch {
+            origin,
+            argv: &argv,
+            stdio: pipes.child.take(),
+            gate: gate.as_ref(),
+            replace_listen_pid: self.options.replace_listen_pid,
+        });
+        if self.options.log.drivers.passthrough {
+            // Only the container keeps the caller's descriptors.
+            let _ = drop_stdio(null);
+        }
+        launched.map_err(|error| format!("Failed to fork the runtime {}", strerror(&error)))
+    }
+
+    /// Where the runtime finds the process of an exec with the size of its terminal; `None` where the caller's will do.
+    fn sized_process(&self, console: Option<&ConsoleSocket>) -> Option<std::path::PathBuf> {
+        let Mode::Exec { process, .. } = &self.options.mode else { return None };
+        let sized = runtime::sized_process(Path::new(process), self.hub.size()?)?;
+        // Without it the size comes a little later.
+        console?.leave("process.json", &sized).ok()
     }
 
     /// A pid of an earlier run must not be taken for the new one; a file that a caller made empty stays.
@@ -427,8 +468,9 @@ impl Session {
             End::Failed { message, told } => {
                 self.diag.error(&told);
                 self.send(-1, &message);
-                if let Some(places) = &self.places {
-                    places.remove_socket();
+                self.remove_sockets();
+                if let (Some(bundle), Some(_)) = (&self.options.bundle, self.fifos.take()) {
+                    places::remove_fifos(bundle);
                 }
                 self.close_streams().await;
                 inherited.close();
@@ -450,11 +492,18 @@ impl Session {
         if self.options.mode.is_exec() {
             self.send(i64::from(code), message.as_bytes());
         }
+        self.remove_sockets();
+        // The low byte, as exit(3) takes it: -1 is 255.
+        if failed.is_empty() { (code & 0xff) as u8 } else { 1 }
+    }
+
+    fn remove_sockets(&self) {
         if let Some(places) = &self.places {
             places.remove_socket();
         }
-        // The low byte, as exit(3) takes it: -1 is 255.
-        if failed.is_empty() { (code & 0xff) as u8 } else { 1 }
+        if let (Some(bundle), Some(_)) = (&self.options.bundle, &self.options.sdnotify_socket) {
+            notify::remove(bundle);
+        }
     }
 
     /// Logs first, then clients.
