@@ -1,8 +1,9 @@
 //! Running, stopping, waiting, restarting.
 
+use std::io::Read as _;
 use std::process::Stdio;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pintle_tests::scaled;
@@ -262,29 +263,28 @@ fn exec_outlived_by_nothing(world: &World) -> Result<()> {
 
 fn exec_parallel(world: &World) -> Result<()> {
     let name = world.detached("exp", &[], "exec sleep 1000")?;
-    let mut children = Vec::new();
-    for number in 0..scaled(10, 20) {
-        let script = format!("sleep 0.2; exit {}", number + 1);
-        let mut command = world.podman(&["exec", &name, "sh", "-c", &script]);
-        children.push(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
-    }
-    for (number, child) in children.iter_mut().enumerate() {
-        let status = wait(child)?;
-        ensure!(status.code() == Some(i32::try_from(number)? + 1), "exec {number}: {status}");
-    }
+    parallel(world, 20, &["exec", &name])?;
     world.remove(&name)
 }
 
 fn run_parallel(world: &World) -> Result<()> {
+    parallel(world, scaled(6, 20), &["run", "--rm", IMAGE])
+}
+
+/// Runs that many commands at once; each must have its own code and its own output.
+fn parallel(world: &World, count: usize, args: &[&str]) -> Result<()> {
     let mut children = Vec::new();
-    for number in 0..scaled(6, 20) {
-        let script = format!("sleep 0.2; exit {}", number + 1);
-        let mut command = world.podman(&["run", "--rm", IMAGE, "sh", "-c", &script]);
-        children.push(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
+    for number in 1..=count {
+        let script = format!("sleep 0.2; echo {number}; exit {number}");
+        let mut command = world.podman(&[args, &["sh", "-c", &script]].concat());
+        children.push(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?);
     }
-    for (number, child) in children.iter_mut().enumerate() {
+    for (child, number) in children.iter_mut().zip(1..) {
         let status = wait(child)?;
-        ensure!(status.code() == Some(i32::try_from(number)? + 1), "run {number}: {status}");
+        ensure!(status.code() == Some(number), "{args:?} {number}: {status}");
+        let mut text = String::new();
+        child.stdout.take().context("a pipe")?.read_to_string(&mut text)?;
+        ensure!(text == format!("{number}\n"), "{args:?} {number}: {text:?}");
     }
     Ok(())
 }
