@@ -88,6 +88,9 @@ async fn a_container_survives_its_shim_and_is_adopted() {
     assert!(events.iter().any(|e| e.kind == EventKind::Adopted), "{events:?}");
     let out = monitor.exec_sync(&sh("echo inside")).await.unwrap();
     assert_eq!(out.stdout, b"inside\n");
+    let exec = monitor.exec(&ExecOptions::new(["true"])).await.unwrap();
+    assert!(exec.id != "exec-1" && exec.id != "exec-2", "{} may be the name of an earlier exec", exec.id);
+    exec.wait(Some(SOON)).await.unwrap();
     assert!(monitor.stats().await.is_ok());
     monitor.pause().await.unwrap();
     monitor.resume().await.unwrap();
@@ -234,8 +237,14 @@ async fn an_upgrade_loses_nothing() {
     let exec = c.monitor.exec(&ExecOptions::new(["/bin/sh", "-c", "sleep 1000; exit 9"])).await.unwrap();
     let start = c.state().await.process.unwrap();
     let rounds = scaled(10, 100);
+    let mut names = std::collections::BTreeSet::from([exec.id.clone()]);
     for round in 1..=rounds {
         upgraded(&c.monitor, round).await;
+        // No name is given twice, also not that of an exec that is forgotten.
+        let other = c.monitor.exec(&ExecOptions::new(["true"])).await.unwrap();
+        assert!(names.insert(other.id.clone()), "{} was there before", other.id);
+        other.wait(Some(SOON)).await.unwrap();
+        other.delete(false).await.unwrap();
     }
     let state = c.state().await;
     assert_eq!(state.process.unwrap(), start);

@@ -74,6 +74,12 @@ pub struct LogOptions {
     pub max_files: u32,
     /// Bytes over the whole life after which nothing more is logged; 0: no limit.
     pub global_max_size: u64,
+    /// Bytes of output that it takes per second, on average and with at most one second's worth at once; 0: no limit.
+    pub max_bytes_per_second: u64,
+    /// Lines per second, likewise.
+    pub max_lines_per_second: u64,
+    /// Over the rate: drop lines, counted as `rate-limit` and marked in the log. Otherwise the container waits.
+    pub drop_over_rate: bool,
     /// Tag (journald).
     pub tag: String,
     /// Labels (journald), as `KEY=VALUE`.
@@ -95,6 +101,9 @@ impl LogOptions {
             max_size: self.max_size,
             max_files: self.max_files,
             global_max_size: self.global_max_size,
+            max_bytes_per_second: self.max_bytes_per_second,
+            max_lines_per_second: self.max_lines_per_second,
+            drop_over_rate: self.drop_over_rate,
             tag: self.tag.clone(),
             labels: self.labels.clone(),
             name: self.name.clone(),

@@ -17,6 +17,7 @@ pub mod journal;
 pub mod line;
 pub mod notify;
 pub mod queue;
+pub mod rate;
 pub mod record;
 pub mod rotate;
 pub mod runtime;

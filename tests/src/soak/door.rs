@@ -115,6 +115,13 @@ pub(super) fn live(plan: &Plan) -> Result<Report> {
     let mut run = Conmon::create(&dir, &bundle).start();
     run.begin();
     let id = run.call.id.clone();
+    // The view of the native door comes a little later.
+    let view = run.call.path("pintle").join(&id).join("monitor.sock");
+    let end = Instant::now() + PATIENCE;
+    while !view.exists() {
+        ensure!(Instant::now() < end, "conmon door: no native view within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(3));
+    }
     let fds_before = fds(run.monitor()).len();
     let mut life = Life {
         plan,
@@ -283,7 +290,13 @@ impl Life<'_> {
         self.report.shim_kib = self.report.shim_kib.max(kib);
         self.report.shim_fds = self.report.shim_fds.max(open);
         let clients = self.readers.len() + self.stalled.len();
-        ensure!(open <= self.fds_before + clients + 8, "{} descriptors became {open}", self.fds_before);
+        let list = || fds(monitor).into_values().collect::<Vec<_>>().join(", ");
+        ensure!(
+            open <= self.fds_before + clients + 12,
+            "{} descriptors became {open}: {}",
+            self.fds_before,
+            list()
+        );
         ensure!(kib < 16 * 1024, "the monitor holds {kib} KiB");
         let id = self.run.call.id.clone();
         let wanted = match self.plan.end {

@@ -801,6 +801,12 @@ pub struct LogOptions {
     pub labels: ::std::vec::Vec<::std::string::String>,
     // @@protoc_insertion_point(field:pintle.monitor.v1.LogOptions.name)
     pub name: ::std::string::String,
+    // @@protoc_insertion_point(field:pintle.monitor.v1.LogOptions.max_bytes_per_second)
+    pub max_bytes_per_second: u64,
+    // @@protoc_insertion_point(field:pintle.monitor.v1.LogOptions.max_lines_per_second)
+    pub max_lines_per_second: u64,
+    // @@protoc_insertion_point(field:pintle.monitor.v1.LogOptions.drop_over_rate)
+    pub drop_over_rate: bool,
     // special fields
     // @@protoc_insertion_point(special_field:pintle.monitor.v1.LogOptions.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -818,7 +824,7 @@ impl LogOptions {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(8);
+        let mut fields = ::std::vec::Vec::with_capacity(11);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "driver",
@@ -859,6 +865,21 @@ impl LogOptions {
             "name",
             |m: &LogOptions| { &m.name },
             |m: &mut LogOptions| { &mut m.name },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "max_bytes_per_second",
+            |m: &LogOptions| { &m.max_bytes_per_second },
+            |m: &mut LogOptions| { &mut m.max_bytes_per_second },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "max_lines_per_second",
+            |m: &LogOptions| { &m.max_lines_per_second },
+            |m: &mut LogOptions| { &mut m.max_lines_per_second },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "drop_over_rate",
+            |m: &LogOptions| { &m.drop_over_rate },
+            |m: &mut LogOptions| { &mut m.drop_over_rate },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<LogOptions>(
             "LogOptions",
@@ -902,6 +923,15 @@ impl ::protobuf::Message for LogOptions {
                 66 => {
                     self.name = is.read_string()?;
                 },
+                72 => {
+                    self.max_bytes_per_second = is.read_uint64()?;
+                },
+                80 => {
+                    self.max_lines_per_second = is.read_uint64()?;
+                },
+                88 => {
+                    self.drop_over_rate = is.read_bool()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -938,6 +968,15 @@ impl ::protobuf::Message for LogOptions {
         if !self.name.is_empty() {
             my_size += ::protobuf::rt::string_size(8, &self.name);
         }
+        if self.max_bytes_per_second != 0 {
+            my_size += ::protobuf::rt::uint64_size(9, self.max_bytes_per_second);
+        }
+        if self.max_lines_per_second != 0 {
+            my_size += ::protobuf::rt::uint64_size(10, self.max_lines_per_second);
+        }
+        if self.drop_over_rate != false {
+            my_size += 1 + 1;
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -968,6 +1007,15 @@ impl ::protobuf::Message for LogOptions {
         if !self.name.is_empty() {
             os.write_string(8, &self.name)?;
         }
+        if self.max_bytes_per_second != 0 {
+            os.write_uint64(9, self.max_bytes_per_second)?;
+        }
+        if self.max_lines_per_second != 0 {
+            os.write_uint64(10, self.max_lines_per_second)?;
+        }
+        if self.drop_over_rate != false {
+            os.write_bool(11, self.drop_over_rate)?;
+        }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -993,6 +1041,9 @@ impl ::protobuf::Message for LogOptions {
         self.tag.clear();
         self.labels.clear();
         self.name.clear();
+        self.max_bytes_per_second = 0;
+        self.max_lines_per_second = 0;
+        self.drop_over_rate = false;
         self.special_fields.clear();
     }
 
@@ -1006,6 +1057,9 @@ impl ::protobuf::Message for LogOptions {
             tag: ::std::string::String::new(),
             labels: ::std::vec::Vec::new(),
             name: ::std::string::String::new(),
+            max_bytes_per_second: 0,
+            max_lines_per_second: 0,
+            drop_over_rate: false,
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -11351,262 +11405,265 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     \n\x04root\x18\x02\x20\x01(\tR\x04root\x12\x12\n\x04args\x18\x03\x20\x03\
     (\tR\x04args\x12%\n\x0esystemd_cgroup\x18\x04\x20\x01(\x08R\rsystemdCgro\
     up\x12\x1f\n\x0bcreate_args\x18\x05\x20\x03(\tR\ncreateArgs\x12\x1b\n\te\
-    xec_args\x18\x06\x20\x03(\tR\x08execArgs\"\xd6\x01\n\nLogOptions\x12\x16\
+    xec_args\x18\x06\x20\x03(\tR\x08execArgs\"\xde\x02\n\nLogOptions\x12\x16\
     \n\x06driver\x18\x01\x20\x01(\tR\x06driver\x12\x12\n\x04path\x18\x02\x20\
     \x01(\tR\x04path\x12\x19\n\x08max_size\x18\x03\x20\x01(\x04R\x07maxSize\
     \x12\x1b\n\tmax_files\x18\x04\x20\x01(\rR\x08maxFiles\x12&\n\x0fglobal_m\
     ax_size\x18\x05\x20\x01(\x04R\rglobalMaxSize\x12\x10\n\x03tag\x18\x06\
     \x20\x01(\tR\x03tag\x12\x16\n\x06labels\x18\x07\x20\x03(\tR\x06labels\
-    \x12\x12\n\x04name\x18\x08\x20\x01(\tR\x04name\"\x9f\x03\n\rCreateReques\
-    t\x12\x16\n\x06bundle\x18\x01\x20\x01(\tR\x06bundle\x12;\n\x07runtime\
-    \x18\x02\x20\x01(\x0b2!.pintle.monitor.v1.RuntimeOptionsR\x07runtime\x12\
-    1\n\x04logs\x18\x03\x20\x03(\x0b2\x1d.pintle.monitor.v1.LogOptionsR\x04l\
-    ogs\x12\x14\n\x05stdin\x18\x04\x20\x01(\x08R\x05stdin\x12\x1d\n\nstdin_o\
-    nce\x18\x05\x20\x01(\x08R\tstdinOnce\x12\x18\n\x07columns\x18\x06\x20\
-    \x01(\rR\x07columns\x12\x12\n\x04rows\x18\x07\x20\x01(\rR\x04rows\x12\
-    \x19\n\x08pid_file\x18\x08\x20\x01(\tR\x07pidFile\x12\x1d\n\ntimeout_ms\
-    \x18\t\x20\x01(\x04R\ttimeoutMs\x12\x19\n\x08drain_ms\x18\n\x20\x01(\x04\
-    R\x07drainMs\x12\x10\n\x03env\x18\x0b\x20\x03(\tR\x03env\x12\x19\n\x08ex\
-    it_dir\x18\x0c\x20\x01(\tR\x07exitDir\x12!\n\x0cexit_command\x18\r\x20\
-    \x03(\tR\x0bexitCommand\"?\n\x0eCreateResponse\x12\x10\n\x03pid\x18\x01\
-    \x20\x01(\rR\x03pid\x12\x1b\n\tpid_start\x18\x02\x20\x01(\x04R\x08pidSta\
-    rt\"\x0e\n\x0cStartRequest\".\n\rStartResponse\x12\x1d\n\nstarted_at\x18\
-    \x01\x20\x01(\x03R\tstartedAt\"\x0e\n\x0cStateRequest\"\xac\x02\n\x04Exi\
-    t\x12/\n\x04kind\x18\x01\x20\x01(\x0e2\x1b.pintle.monitor.v1.ExitKindR\
-    \x04kind\x12\x12\n\x04code\x18\x02\x20\x01(\x05R\x04code\x12\x16\n\x06si\
-    gnal\x18\x03\x20\x01(\x05R\x06signal\x12\x1f\n\x0bcore_dumped\x18\x04\
-    \x20\x01(\x08R\ncoreDumped\x12\x16\n\x06status\x18\x05\x20\x01(\rR\x06st\
-    atus\x12\x1d\n\noom_killed\x18\x06\x20\x01(\x08R\toomKilled\x12\x1d\n\ns\
-    tarted_at\x18\x07\x20\x01(\x03R\tstartedAt\x12\x1f\n\x0bfinished_at\x18\
-    \x08\x20\x01(\x03R\nfinishedAt\x12\x17\n\x07boot_id\x18\t\x20\x01(\tR\
-    \x06bootId\x12\x16\n\x06reason\x18\n\x20\x01(\tR\x06reason\"\xb2\x01\n\t\
-    ExecState\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x10\n\
-    \x03pid\x18\x02\x20\x01(\rR\x03pid\x121\n\x06status\x18\x03\x20\x01(\x0e\
-    2\x19.pintle.monitor.v1.StatusR\x06status\x12+\n\x04exit\x18\x04\x20\x01\
-    (\x0b2\x17.pintle.monitor.v1.ExitR\x04exit\x12\x1a\n\x08terminal\x18\x05\
-    \x20\x01(\x08R\x08terminal\"\xdd\x02\n\nIoCounters\x12!\n\x0cstdout_byte\
-    s\x18\x01\x20\x01(\x04R\x0bstdoutBytes\x12!\n\x0cstderr_bytes\x18\x02\
-    \x20\x01(\x04R\x0bstderrBytes\x12\x1f\n\x0bstdin_bytes\x18\x03\x20\x01(\
-    \x04R\nstdinBytes\x12K\n\nlost_bytes\x18\x04\x20\x03(\x0b2,.pintle.monit\
-    or.v1.IoCounters.LostBytesEntryR\tlostBytes\x12\x18\n\x07clients\x18\x05\
-    \x20\x01(\rR\x07clients\x12'\n\x0fclients_dropped\x18\x06\x20\x01(\x04R\
-    \x0eclientsDropped\x12\x1a\n\x08reopened\x18\x07\x20\x01(\x04R\x08reopen\
-    ed\x1a<\n\x0eLostBytesEntry\x12\x10\n\x03key\x18\x01\x20\x01(\tR\x03key\
-    \x12\x14\n\x05value\x18\x02\x20\x01(\x04R\x05value:\x028\x01\"I\n\x0bOom\
-    Counters\x12\x1b\n\toom_kills\x18\x01\x20\x01(\x04R\x08oomKills\x12\x1d\
-    \n\noom_events\x18\x02\x20\x01(\x04R\toomEvents\"\xe0\x04\n\rStateRespon\
-    se\x12\x0e\n\x02id\x18\x01\x20\x01(\tR\x02id\x121\n\x06status\x18\x02\
-    \x20\x01(\x0e2\x19.pintle.monitor.v1.StatusR\x06status\x12\x10\n\x03pid\
-    \x18\x03\x20\x01(\rR\x03pid\x12\x1b\n\tpid_start\x18\x04\x20\x01(\x04R\
-    \x08pidStart\x12\x16\n\x06bundle\x18\x05\x20\x01(\tR\x06bundle\x12\x1d\n\
-    \ncreated_at\x18\x06\x20\x01(\x03R\tcreatedAt\x12\x1d\n\nstarted_at\x18\
-    \x07\x20\x01(\x03R\tstartedAt\x12+\n\x04exit\x18\x08\x20\x01(\x0b2\x17.p\
-    intle.monitor.v1.ExitR\x04exit\x122\n\x05execs\x18\t\x20\x03(\x0b2\x1c.p\
-    intle.monitor.v1.ExecStateR\x05execs\x12-\n\x02io\x18\n\x20\x01(\x0b2\
-    \x1d.pintle.monitor.v1.IoCountersR\x02io\x120\n\x03oom\x18\x0b\x20\x01(\
-    \x0b2\x1e.pintle.monitor.v1.OomCountersR\x03oom\x12\x1a\n\x08terminal\
-    \x18\x0c\x20\x01(\x08R\x08terminal\x12\x1d\n\nlast_event\x18\r\x20\x01(\
-    \x04R\tlastEvent\x12\x19\n\x08log_path\x18\x0e\x20\x01(\tR\x07logPath\
-    \x12;\n\x07runtime\x18\x0f\x20\x01(\x0b2!.pintle.monitor.v1.RuntimeOptio\
-    nsR\x07runtime\x12\x1a\n\x08stopping\x18\x10\x20\x01(\x08R\x08stopping\
-    \x12\x16\n\x06cgroup\x18\x11\x20\x01(\tR\x06cgroup\"E\n\x0bWaitRequest\
-    \x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x1d\n\ntimeout_m\
-    s\x18\x02\x20\x01(\x04R\ttimeoutMs\";\n\x0cWaitResponse\x12+\n\x04exit\
-    \x18\x01\x20\x01(\x0b2\x17.pintle.monitor.v1.ExitR\x04exit\"D\n\rEventsR\
-    equest\x12\x14\n\x05after\x18\x01\x20\x01(\x04R\x05after\x12\x1d\n\ntime\
-    out_ms\x18\x02\x20\x01(\x04R\ttimeoutMs\"\xc6\x02\n\x05Event\x12\x1a\n\
-    \x08sequence\x18\x01\x20\x01(\x04R\x08sequence\x12\x0e\n\x02at\x18\x02\
-    \x20\x01(\x03R\x02at\x120\n\x04kind\x18\x03\x20\x01(\x0e2\x1c.pintle.mon\
-    itor.v1.EventKindR\x04kind\x12\x17\n\x07exec_id\x18\x04\x20\x01(\tR\x06e\
-    xecId\x12\x10\n\x03pid\x18\x05\x20\x01(\rR\x03pid\x12+\n\x04exit\x18\x06\
-    \x20\x01(\x0b2\x17.pintle.monitor.v1.ExitR\x04exit\x12H\n\nattributes\
-    \x18\x07\x20\x03(\x0b2(.pintle.monitor.v1.Event.AttributesEntryR\nattrib\
-    utes\x1a=\n\x0fAttributesEntry\x12\x10\n\x03key\x18\x01\x20\x01(\tR\x03k\
-    ey\x12\x14\n\x05value\x18\x02\x20\x01(\tR\x05value:\x028\x01\"F\n\x12Pol\
-    lEventsResponse\x120\n\x06events\x18\x01\x20\x03(\x0b2\x18.pintle.monito\
-    r.v1.EventR\x06events\"P\n\x0bKillRequest\x12\x17\n\x07exec_id\x18\x01\
-    \x20\x01(\tR\x06execId\x12\x16\n\x06signal\x18\x02\x20\x01(\rR\x06signal\
-    \x12\x10\n\x03all\x18\x03\x20\x01(\x08R\x03all\"\x0e\n\x0cKillResponse\"\
-    D\n\x0bStopRequest\x12\x16\n\x06signal\x18\x01\x20\x01(\rR\x06signal\x12\
-    \x1d\n\ntimeout_ms\x18\x02\x20\x01(\x04R\ttimeoutMs\";\n\x0cStopResponse\
-    \x12+\n\x04exit\x18\x01\x20\x01(\x0b2\x17.pintle.monitor.v1.ExitR\x04exi\
-    t\"%\n\rDeleteRequest\x12\x14\n\x05force\x18\x01\x20\x01(\x08R\x05force\
-    \"=\n\x0eDeleteResponse\x12+\n\x04exit\x18\x01\x20\x01(\x0b2\x17.pintle.\
-    monitor.v1.ExitR\x04exit\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\
-    \"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse\"6\n\rUpdateRequest\
-    \x12%\n\x0eresources_json\x18\x01\x20\x01(\tR\rresourcesJson\"\x10\n\x0e\
-    UpdateResponse\"\xb1\x02\n\x0bExecRequest\x12\x17\n\x07exec_id\x18\x01\
-    \x20\x01(\tR\x06execId\x12!\n\x0cprocess_json\x18\x02\x20\x01(\tR\x0bpro\
-    cessJson\x12\x12\n\x04args\x18\x03\x20\x03(\tR\x04args\x12\x10\n\x03env\
-    \x18\x04\x20\x03(\tR\x03env\x12\x10\n\x03cwd\x18\x05\x20\x01(\tR\x03cwd\
-    \x12\x1a\n\x08terminal\x18\x06\x20\x01(\x08R\x08terminal\x12\x1f\n\x0bst\
-    dio_token\x18\x07\x20\x01(\x0cR\nstdioToken\x12\x14\n\x05stdin\x18\x08\
-    \x20\x01(\x08R\x05stdin\x12\x18\n\x07columns\x18\t\x20\x01(\rR\x07column\
-    s\x12\x12\n\x04rows\x18\n\x20\x01(\rR\x04rows\x12\x19\n\x08pid_file\x18\
-    \x0b\x20\x01(\tR\x07pidFile\x12\x12\n\x04user\x18\x0c\x20\x01(\tR\x04use\
-    r\"V\n\x0cExecResponse\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execI\
-    d\x12\x10\n\x03pid\x18\x02\x20\x01(\rR\x03pid\x12\x1b\n\tpid_start\x18\
-    \x03\x20\x01(\x04R\x08pidStart\"\xfb\x01\n\x0fExecSyncRequest\x12!\n\x0c\
-    process_json\x18\x01\x20\x01(\tR\x0bprocessJson\x12\x12\n\x04args\x18\
-    \x02\x20\x03(\tR\x04args\x12\x10\n\x03env\x18\x03\x20\x03(\tR\x03env\x12\
-    \x10\n\x03cwd\x18\x04\x20\x01(\tR\x03cwd\x12\x1d\n\ntimeout_ms\x18\x05\
-    \x20\x01(\x04R\ttimeoutMs\x12\x1d\n\nmax_output\x18\x06\x20\x01(\x04R\tm\
-    axOutput\x12\x1f\n\x0bstdio_token\x18\x07\x20\x01(\x0cR\nstdioToken\x12\
-    \x1a\n\x08terminal\x18\x08\x20\x01(\x08R\x08terminal\x12\x12\n\x04user\
-    \x18\t\x20\x01(\tR\x04user\"\xbc\x01\n\x10ExecSyncResponse\x12\x16\n\x06\
-    stdout\x18\x01\x20\x01(\x0cR\x06stdout\x12\x16\n\x06stderr\x18\x02\x20\
-    \x01(\x0cR\x06stderr\x12\x1c\n\ttruncated\x18\x03\x20\x01(\x08R\ttruncat\
-    ed\x12\x1b\n\ttimed_out\x18\x04\x20\x01(\x08R\x08timedOut\x12+\n\x04exit\
-    \x18\x05\x20\x01(\x0b2\x17.pintle.monitor.v1.ExitR\x04exit\x12\x10\n\x03\
-    pid\x18\x06\x20\x01(\rR\x03pid\"B\n\x11DeleteExecRequest\x12\x17\n\x07ex\
-    ec_id\x18\x01\x20\x01(\tR\x06execId\x12\x14\n\x05force\x18\x02\x20\x01(\
-    \x08R\x05force\"A\n\x12DeleteExecResponse\x12+\n\x04exit\x18\x01\x20\x01\
-    (\x0b2\x17.pintle.monitor.v1.ExitR\x04exit\"Y\n\x10ResizePtyRequest\x12\
-    \x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x18\n\x07columns\x18\
-    \x02\x20\x01(\rR\x07columns\x12\x12\n\x04rows\x18\x03\x20\x01(\rR\x04row\
-    s\"\x13\n\x11ResizePtyResponse\",\n\x11CloseStdinRequest\x12\x17\n\x07ex\
-    ec_id\x18\x01\x20\x01(\tR\x06execId\"\x14\n\x12CloseStdinResponse\"\x8f\
-    \x01\n\rAttachRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\
-    \x12\x1f\n\x0bstdio_token\x18\x02\x20\x01(\x0cR\nstdioToken\x12\x14\n\
-    \x05stdin\x18\x03\x20\x01(\x08R\x05stdin\x12\x16\n\x06stdout\x18\x04\x20\
-    \x01(\x08R\x06stdout\x12\x16\n\x06stderr\x18\x05\x20\x01(\x08R\x06stderr\
-    \",\n\x0eAttachResponse\x12\x1a\n\x08terminal\x18\x01\x20\x01(\x08R\x08t\
-    erminal\"\x12\n\x10ReopenLogRequest\"A\n\x11ReopenLogResponse\x12\x14\n\
-    \x05inode\x18\x01\x20\x01(\x04R\x05inode\x12\x16\n\x06device\x18\x02\x20\
-    \x01(\x04R\x06device\"\x0e\n\x0cStatsRequest\"\xb0\x05\n\rStatsResponse\
-    \x12\x0e\n\x02at\x18\x01\x20\x01(\x03R\x02at\x12%\n\x0ecgroup_version\
-    \x18\x02\x20\x01(\rR\rcgroupVersion\x12-\n\x03cpu\x18\x03\x20\x01(\x0b2\
-    \x1b.pintle.monitor.v1.CpuStatsR\x03cpu\x126\n\x06memory\x18\x04\x20\x01\
-    (\x0b2\x1e.pintle.monitor.v1.MemoryStatsR\x06memory\x120\n\x04pids\x18\
-    \x05\x20\x01(\x0b2\x1c.pintle.monitor.v1.PidsStatsR\x04pids\x123\n\x05bl\
-    kio\x18\x06\x20\x03(\x0b2\x1d.pintle.monitor.v1.BlkioEntryR\x05blkio\x12\
-    9\n\x07hugetlb\x18\x07\x20\x03(\x0b2\x1f.pintle.monitor.v1.HugetlbStatsR\
-    \x07hugetlb\x129\n\x07network\x18\x08\x20\x03(\x0b2\x1f.pintle.monitor.v\
-    1.NetworkStatsR\x07network\x120\n\x03oom\x18\t\x20\x01(\x0b2\x1e.pintle.\
-    monitor.v1.OomCountersR\x03oom\x12-\n\x02io\x18\n\x20\x01(\x0b2\x1d.pint\
-    le.monitor.v1.IoCountersR\x02io\x12\x19\n\x08shim_rss\x18\x0b\x20\x01(\
-    \x04R\x07shimRss\x12%\n\x0eshim_anonymous\x18\x0c\x20\x01(\x04R\rshimAno\
-    nymous\x12)\n\x10file_descriptors\x18\r\x20\x01(\x04R\x0ffileDescriptors\
-    \x12\x18\n\x07sockets\x18\x0e\x20\x01(\x04R\x07sockets\x12<\n\x08pressur\
-    e\x18\x0f\x20\x03(\x0b2\x20.pintle.monitor.v1.PressureStatsR\x08pressure\
-    \"\xe3\x01\n\x08CpuStats\x12\x19\n\x08usage_ns\x18\x01\x20\x01(\x04R\x07\
-    usageNs\x12\x17\n\x07user_ns\x18\x02\x20\x01(\x04R\x06userNs\x12\x1b\n\t\
-    system_ns\x18\x03\x20\x01(\x04R\x08systemNs\x12\x18\n\x07periods\x18\x04\
-    \x20\x01(\x04R\x07periods\x12+\n\x11throttled_periods\x18\x05\x20\x01(\
-    \x04R\x10throttledPeriods\x12!\n\x0cthrottled_ns\x18\x06\x20\x01(\x04R\
-    \x0bthrottledNs\x12\x1c\n\nper_cpu_ns\x18\x07\x20\x03(\x04R\x08perCpuNs\
-    \"\x95\x05\n\x0bMemoryStats\x12\x14\n\x05usage\x18\x01\x20\x01(\x04R\x05\
-    usage\x12\x1f\n\x0bworking_set\x18\x02\x20\x01(\x04R\nworkingSet\x12\x10\
-    \n\x03rss\x18\x03\x20\x01(\x04R\x03rss\x12\x14\n\x05cache\x18\x04\x20\
-    \x01(\x04R\x05cache\x12\x12\n\x04swap\x18\x05\x20\x01(\x04R\x04swap\x12\
-    \x14\n\x05limit\x18\x06\x20\x01(\x04R\x05limit\x12\x1b\n\tmax_usage\x18\
-    \x07\x20\x01(\x04R\x08maxUsage\x12\x1d\n\nfail_count\x18\x08\x20\x01(\
-    \x04R\tfailCount\x12\x1f\n\x0bpage_faults\x18\t\x20\x01(\x04R\npageFault\
-    s\x12*\n\x11major_page_faults\x18\n\x20\x01(\x04R\x0fmajorPageFaults\x12\
-    \x16\n\x06kernel\x18\x0b\x20\x01(\x04R\x06kernel\x12\x1d\n\nkernel_tcp\
-    \x18\x0c\x20\x01(\x04R\tkernelTcp\x12\x1d\n\nswap_limit\x18\r\x20\x01(\
-    \x04R\tswapLimit\x12#\n\rinactive_file\x18\x0e\x20\x01(\x04R\x0cinactive\
-    File\x12\x1f\n\x0bactive_file\x18\x0f\x20\x01(\x04R\nactiveFile\x12#\n\r\
-    inactive_anon\x18\x10\x20\x01(\x04R\x0cinactiveAnon\x12\x1f\n\x0bactive_\
-    anon\x18\x11\x20\x01(\x04R\nactiveAnon\x12\x1f\n\x0bmapped_file\x18\x12\
-    \x20\x01(\x04R\nmappedFile\x129\n\x03raw\x18\x13\x20\x03(\x0b2'.pintle.m\
-    onitor.v1.MemoryStats.RawEntryR\x03raw\x1a6\n\x08RawEntry\x12\x10\n\x03k\
-    ey\x18\x01\x20\x01(\tR\x03key\x12\x14\n\x05value\x18\x02\x20\x01(\x04R\
-    \x05value:\x028\x01\";\n\tPidsStats\x12\x18\n\x07current\x18\x01\x20\x01\
-    (\x04R\x07current\x12\x14\n\x05limit\x18\x02\x20\x01(\x04R\x05limit\"~\n\
-    \nBlkioEntry\x12\x14\n\x05major\x18\x01\x20\x01(\x04R\x05major\x12\x14\n\
-    \x05minor\x18\x02\x20\x01(\x04R\x05minor\x12\x0e\n\x02op\x18\x03\x20\x01\
-    (\tR\x02op\x12\x14\n\x05bytes\x18\x04\x20\x01(\x04R\x05bytes\x12\x1e\n\n\
-    operations\x18\x05\x20\x01(\x04R\noperations\"}\n\x0cHugetlbStats\x12\
-    \x1b\n\tpage_size\x18\x01\x20\x01(\tR\x08pageSize\x12\x14\n\x05usage\x18\
-    \x02\x20\x01(\x04R\x05usage\x12\x1b\n\tmax_usage\x18\x03\x20\x01(\x04R\
-    \x08maxUsage\x12\x1d\n\nfail_count\x18\x04\x20\x01(\x04R\tfailCount\"\
-    \x8e\x02\n\x0cNetworkStats\x12\x12\n\x04name\x18\x01\x20\x01(\tR\x04name\
-    \x12\x19\n\x08rx_bytes\x18\x02\x20\x01(\x04R\x07rxBytes\x12\x1d\n\nrx_pa\
-    ckets\x18\x03\x20\x01(\x04R\trxPackets\x12\x1b\n\trx_errors\x18\x04\x20\
-    \x01(\x04R\x08rxErrors\x12\x1d\n\nrx_dropped\x18\x05\x20\x01(\x04R\trxDr\
-    opped\x12\x19\n\x08tx_bytes\x18\x06\x20\x01(\x04R\x07txBytes\x12\x1d\n\n\
-    tx_packets\x18\x07\x20\x01(\x04R\ttxPackets\x12\x1b\n\ttx_errors\x18\x08\
-    \x20\x01(\x04R\x08txErrors\x12\x1d\n\ntx_dropped\x18\t\x20\x01(\x04R\ttx\
-    Dropped\"S\n\rPressureStats\x12\x1a\n\x08resource\x18\x01\x20\x01(\tR\
-    \x08resource\x12\x12\n\x04some\x18\x02\x20\x01(\tR\x04some\x12\x12\n\x04\
-    full\x18\x03\x20\x01(\tR\x04full\"\xc9\x02\n\x11CheckpointRequest\x12\
-    \x1d\n\nimage_path\x18\x01\x20\x01(\tR\timagePath\x12\x1b\n\twork_path\
-    \x18\x02\x20\x01(\tR\x08workPath\x12#\n\rleave_running\x18\x03\x20\x01(\
-    \x08R\x0cleaveRunning\x12'\n\x0ftcp_established\x18\x04\x20\x01(\x08R\
-    \x0etcpEstablished\x12\x1d\n\nfile_locks\x18\x05\x20\x01(\x08R\tfileLock\
-    s\x12\x1e\n\x0bext_unix_sk\x18\x06\x20\x01(\x08R\textUnixSk\x12\x1b\n\ts\
-    hell_job\x18\x07\x20\x01(\x08R\x08shellJob\x12\x1f\n\x0bparent_path\x18\
-    \x08\x20\x01(\tR\nparentPath\x12\x19\n\x08pre_dump\x18\t\x20\x01(\x08R\
-    \x07preDump\x12\x12\n\x04args\x18\n\x20\x03(\tR\x04args\"\x14\n\x12Check\
-    pointResponse\"\xc0\x02\n\x0eRestoreRequest\x128\n\x06create\x18\x01\x20\
-    \x01(\x0b2\x20.pintle.monitor.v1.CreateRequestR\x06create\x12\x1d\n\nima\
-    ge_path\x18\x02\x20\x01(\tR\timagePath\x12\x1b\n\twork_path\x18\x03\x20\
-    \x01(\tR\x08workPath\x12'\n\x0ftcp_established\x18\x04\x20\x01(\x08R\x0e\
-    tcpEstablished\x12\x1d\n\nfile_locks\x18\x05\x20\x01(\x08R\tfileLocks\
-    \x12\x1e\n\x0bext_unix_sk\x18\x06\x20\x01(\x08R\textUnixSk\x12\x1b\n\tsh\
-    ell_job\x18\x07\x20\x01(\x08R\x08shellJob\x12\x1f\n\x0bparent_path\x18\
-    \x08\x20\x01(\tR\nparentPath\x12\x12\n\x04args\x18\t\x20\x03(\tR\x04args\
-    \"@\n\x0fRestoreResponse\x12\x10\n\x03pid\x18\x01\x20\x01(\rR\x03pid\x12\
-    \x1b\n\tpid_start\x18\x02\x20\x01(\x04R\x08pidStart\"0\n\x0eUpgradeReque\
-    st\x12\x1e\n\nexecutable\x18\x01\x20\x01(\tR\nexecutable\"2\n\x0fUpgrade\
-    Response\x12\x1f\n\x0bold_version\x18\x01\x20\x01(\tR\noldVersion\"'\n\
-    \x0fShutdownRequest\x12\x14\n\x05force\x18\x01\x20\x01(\x08R\x05force\"\
-    \x12\n\x10ShutdownResponse*\x81\x02\n\tErrorCode\x12\x1a\n\x16ERROR_CODE\
-    _UNSPECIFIED\x10\0\x12\x14\n\x10INVALID_ARGUMENT\x10\x01\x12\r\n\tNOT_FO\
-    UND\x10\x02\x12\x12\n\x0eALREADY_EXISTS\x10\x03\x12\x17\n\x13FAILED_PREC\
-    ONDITION\x10\x04\x12\x12\n\x0eRUNTIME_FAILED\x10\x05\x12\x15\n\x11RUNTIM\
-    E_NOT_FOUND\x10\x06\x12\n\n\x06SYSTEM\x10\x07\x12\x15\n\x11DEADLINE_EXCE\
-    EDED\x10\x08\x12\x16\n\x12RESOURCE_EXHAUSTED\x10\t\x12\x0f\n\x0bUNSUPPOR\
-    TED\x10\n\x12\x0f\n\x0bUNAVAILABLE\x10\x0b*n\n\x06Status\x12\x16\n\x12ST\
-    ATUS_UNSPECIFIED\x10\0\x12\x0c\n\x08CREATING\x10\x01\x12\x0b\n\x07CREATE\
-    D\x10\x02\x12\x0b\n\x07RUNNING\x10\x03\x12\n\n\x06PAUSED\x10\x04\x12\x0b\
-    \n\x07STOPPED\x10\x05\x12\x0b\n\x07DELETED\x10\x06*H\n\x08ExitKind\x12\
-    \x19\n\x15EXIT_KIND_UNSPECIFIED\x10\0\x12\x08\n\x04CODE\x10\x01\x12\n\n\
-    \x06SIGNAL\x10\x02\x12\x0b\n\x07UNKNOWN\x10\x03*\xc9\x02\n\tEventKind\
-    \x12\x1a\n\x16EVENT_KIND_UNSPECIFIED\x10\0\x12\r\n\tHEARTBEAT\x10\x01\
-    \x12\x0b\n\x07CREATED\x10\x02\x12\x0b\n\x07STARTED\x10\x03\x12\x10\n\x0c\
-    EXEC_STARTED\x10\x04\x12\x0f\n\x0bEXEC_EXITED\x10\x05\x12\n\n\x06EXITED\
-    \x10\x06\x12\x07\n\x03OOM\x10\x07\x12\x10\n\x0cPAUSED_EVENT\x10\x08\x12\
-    \x0b\n\x07RESUMED\x10\t\x12\x10\n\x0cLOG_REOPENED\x10\n\x12\x0e\n\nBYTES\
-    _LOST\x10\x0b\x12\x12\n\x0eCLIENT_DROPPED\x10\x0c\x12\x0b\n\x07UPDATED\
-    \x10\r\x12\x10\n\x0cCHECKPOINTED\x10\x0e\x12\x0c\n\x08RESTORED\x10\x0f\
-    \x12\x11\n\rDELETED_EVENT\x10\x10\x12\x0c\n\x08UPGRADED\x10\x11\x12\x0b\
-    \n\x07ADOPTED\x10\x12\x12\x0f\n\x0bEVENTS_LOST\x10\x132\xdf\x0f\n\x07Mon\
-    itor\x12G\n\x04Info\x12\x1e.pintle.monitor.v1.InfoRequest\x1a\x1f.pintle\
-    .monitor.v1.InfoResponse\x12M\n\x06Create\x12\x20.pintle.monitor.v1.Crea\
-    teRequest\x1a!.pintle.monitor.v1.CreateResponse\x12J\n\x05Start\x12\x1f.\
-    pintle.monitor.v1.StartRequest\x1a\x20.pintle.monitor.v1.StartResponse\
-    \x12J\n\x05State\x12\x1f.pintle.monitor.v1.StateRequest\x1a\x20.pintle.m\
-    onitor.v1.StateResponse\x12G\n\x04Wait\x12\x1e.pintle.monitor.v1.WaitReq\
-    uest\x1a\x1f.pintle.monitor.v1.WaitResponse\x12F\n\x06Events\x12\x20.pin\
-    tle.monitor.v1.EventsRequest\x1a\x18.pintle.monitor.v1.Event0\x01\x12U\n\
-    \nPollEvents\x12\x20.pintle.monitor.v1.EventsRequest\x1a%.pintle.monitor\
-    .v1.PollEventsResponse\x12G\n\x04Kill\x12\x1e.pintle.monitor.v1.KillRequ\
-    est\x1a\x1f.pintle.monitor.v1.KillResponse\x12G\n\x04Stop\x12\x1e.pintle\
-    .monitor.v1.StopRequest\x1a\x1f.pintle.monitor.v1.StopResponse\x12M\n\
-    \x06Delete\x12\x20.pintle.monitor.v1.DeleteRequest\x1a!.pintle.monitor.v\
-    1.DeleteResponse\x12J\n\x05Pause\x12\x1f.pintle.monitor.v1.PauseRequest\
-    \x1a\x20.pintle.monitor.v1.PauseResponse\x12M\n\x06Resume\x12\x20.pintle\
-    .monitor.v1.ResumeRequest\x1a!.pintle.monitor.v1.ResumeResponse\x12M\n\
-    \x06Update\x12\x20.pintle.monitor.v1.UpdateRequest\x1a!.pintle.monitor.v\
-    1.UpdateResponse\x12G\n\x04Exec\x12\x1e.pintle.monitor.v1.ExecRequest\
-    \x1a\x1f.pintle.monitor.v1.ExecResponse\x12S\n\x08ExecSync\x12\".pintle.\
-    monitor.v1.ExecSyncRequest\x1a#.pintle.monitor.v1.ExecSyncResponse\x12Y\
-    \n\nDeleteExec\x12$.pintle.monitor.v1.DeleteExecRequest\x1a%.pintle.moni\
-    tor.v1.DeleteExecResponse\x12V\n\tResizePty\x12#.pintle.monitor.v1.Resiz\
-    ePtyRequest\x1a$.pintle.monitor.v1.ResizePtyResponse\x12Y\n\nCloseStdin\
-    \x12$.pintle.monitor.v1.CloseStdinRequest\x1a%.pintle.monitor.v1.CloseSt\
-    dinResponse\x12M\n\x06Attach\x12\x20.pintle.monitor.v1.AttachRequest\x1a\
-    !.pintle.monitor.v1.AttachResponse\x12V\n\tReopenLog\x12#.pintle.monitor\
-    .v1.ReopenLogRequest\x1a$.pintle.monitor.v1.ReopenLogResponse\x12J\n\x05\
-    Stats\x12\x1f.pintle.monitor.v1.StatsRequest\x1a\x20.pintle.monitor.v1.S\
-    tatsResponse\x12Y\n\nCheckpoint\x12$.pintle.monitor.v1.CheckpointRequest\
-    \x1a%.pintle.monitor.v1.CheckpointResponse\x12P\n\x07Restore\x12!.pintle\
-    .monitor.v1.RestoreRequest\x1a\".pintle.monitor.v1.RestoreResponse\x12P\
-    \n\x07Upgrade\x12!.pintle.monitor.v1.UpgradeRequest\x1a\".pintle.monitor\
-    .v1.UpgradeResponse\x12S\n\x08Shutdown\x12\".pintle.monitor.v1.ShutdownR\
-    equest\x1a#.pintle.monitor.v1.ShutdownResponseb\x06proto3\
+    \x12\x12\n\x04name\x18\x08\x20\x01(\tR\x04name\x12/\n\x14max_bytes_per_s\
+    econd\x18\t\x20\x01(\x04R\x11maxBytesPerSecond\x12/\n\x14max_lines_per_s\
+    econd\x18\n\x20\x01(\x04R\x11maxLinesPerSecond\x12$\n\x0edrop_over_rate\
+    \x18\x0b\x20\x01(\x08R\x0cdropOverRate\"\x9f\x03\n\rCreateRequest\x12\
+    \x16\n\x06bundle\x18\x01\x20\x01(\tR\x06bundle\x12;\n\x07runtime\x18\x02\
+    \x20\x01(\x0b2!.pintle.monitor.v1.RuntimeOptionsR\x07runtime\x121\n\x04l\
+    ogs\x18\x03\x20\x03(\x0b2\x1d.pintle.monitor.v1.LogOptionsR\x04logs\x12\
+    \x14\n\x05stdin\x18\x04\x20\x01(\x08R\x05stdin\x12\x1d\n\nstdin_once\x18\
+    \x05\x20\x01(\x08R\tstdinOnce\x12\x18\n\x07columns\x18\x06\x20\x01(\rR\
+    \x07columns\x12\x12\n\x04rows\x18\x07\x20\x01(\rR\x04rows\x12\x19\n\x08p\
+    id_file\x18\x08\x20\x01(\tR\x07pidFile\x12\x1d\n\ntimeout_ms\x18\t\x20\
+    \x01(\x04R\ttimeoutMs\x12\x19\n\x08drain_ms\x18\n\x20\x01(\x04R\x07drain\
+    Ms\x12\x10\n\x03env\x18\x0b\x20\x03(\tR\x03env\x12\x19\n\x08exit_dir\x18\
+    \x0c\x20\x01(\tR\x07exitDir\x12!\n\x0cexit_command\x18\r\x20\x03(\tR\x0b\
+    exitCommand\"?\n\x0eCreateResponse\x12\x10\n\x03pid\x18\x01\x20\x01(\rR\
+    \x03pid\x12\x1b\n\tpid_start\x18\x02\x20\x01(\x04R\x08pidStart\"\x0e\n\
+    \x0cStartRequest\".\n\rStartResponse\x12\x1d\n\nstarted_at\x18\x01\x20\
+    \x01(\x03R\tstartedAt\"\x0e\n\x0cStateRequest\"\xac\x02\n\x04Exit\x12/\n\
+    \x04kind\x18\x01\x20\x01(\x0e2\x1b.pintle.monitor.v1.ExitKindR\x04kind\
+    \x12\x12\n\x04code\x18\x02\x20\x01(\x05R\x04code\x12\x16\n\x06signal\x18\
+    \x03\x20\x01(\x05R\x06signal\x12\x1f\n\x0bcore_dumped\x18\x04\x20\x01(\
+    \x08R\ncoreDumped\x12\x16\n\x06status\x18\x05\x20\x01(\rR\x06status\x12\
+    \x1d\n\noom_killed\x18\x06\x20\x01(\x08R\toomKilled\x12\x1d\n\nstarted_a\
+    t\x18\x07\x20\x01(\x03R\tstartedAt\x12\x1f\n\x0bfinished_at\x18\x08\x20\
+    \x01(\x03R\nfinishedAt\x12\x17\n\x07boot_id\x18\t\x20\x01(\tR\x06bootId\
+    \x12\x16\n\x06reason\x18\n\x20\x01(\tR\x06reason\"\xb2\x01\n\tExecState\
+    \x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x10\n\x03pid\x18\
+    \x02\x20\x01(\rR\x03pid\x121\n\x06status\x18\x03\x20\x01(\x0e2\x19.pintl\
+    e.monitor.v1.StatusR\x06status\x12+\n\x04exit\x18\x04\x20\x01(\x0b2\x17.\
+    pintle.monitor.v1.ExitR\x04exit\x12\x1a\n\x08terminal\x18\x05\x20\x01(\
+    \x08R\x08terminal\"\xdd\x02\n\nIoCounters\x12!\n\x0cstdout_bytes\x18\x01\
+    \x20\x01(\x04R\x0bstdoutBytes\x12!\n\x0cstderr_bytes\x18\x02\x20\x01(\
+    \x04R\x0bstderrBytes\x12\x1f\n\x0bstdin_bytes\x18\x03\x20\x01(\x04R\nstd\
+    inBytes\x12K\n\nlost_bytes\x18\x04\x20\x03(\x0b2,.pintle.monitor.v1.IoCo\
+    unters.LostBytesEntryR\tlostBytes\x12\x18\n\x07clients\x18\x05\x20\x01(\
+    \rR\x07clients\x12'\n\x0fclients_dropped\x18\x06\x20\x01(\x04R\x0eclient\
+    sDropped\x12\x1a\n\x08reopened\x18\x07\x20\x01(\x04R\x08reopened\x1a<\n\
+    \x0eLostBytesEntry\x12\x10\n\x03key\x18\x01\x20\x01(\tR\x03key\x12\x14\n\
+    \x05value\x18\x02\x20\x01(\x04R\x05value:\x028\x01\"I\n\x0bOomCounters\
+    \x12\x1b\n\toom_kills\x18\x01\x20\x01(\x04R\x08oomKills\x12\x1d\n\noom_e\
+    vents\x18\x02\x20\x01(\x04R\toomEvents\"\xe0\x04\n\rStateResponse\x12\
+    \x0e\n\x02id\x18\x01\x20\x01(\tR\x02id\x121\n\x06status\x18\x02\x20\x01(\
+    \x0e2\x19.pintle.monitor.v1.StatusR\x06status\x12\x10\n\x03pid\x18\x03\
+    \x20\x01(\rR\x03pid\x12\x1b\n\tpid_start\x18\x04\x20\x01(\x04R\x08pidSta\
+    rt\x12\x16\n\x06bundle\x18\x05\x20\x01(\tR\x06bundle\x12\x1d\n\ncreated_\
+    at\x18\x06\x20\x01(\x03R\tcreatedAt\x12\x1d\n\nstarted_at\x18\x07\x20\
+    \x01(\x03R\tstartedAt\x12+\n\x04exit\x18\x08\x20\x01(\x0b2\x17.pintle.mo\
+    nitor.v1.ExitR\x04exit\x122\n\x05execs\x18\t\x20\x03(\x0b2\x1c.pintle.mo\
+    nitor.v1.ExecStateR\x05execs\x12-\n\x02io\x18\n\x20\x01(\x0b2\x1d.pintle\
+    .monitor.v1.IoCountersR\x02io\x120\n\x03oom\x18\x0b\x20\x01(\x0b2\x1e.pi\
+    ntle.monitor.v1.OomCountersR\x03oom\x12\x1a\n\x08terminal\x18\x0c\x20\
+    \x01(\x08R\x08terminal\x12\x1d\n\nlast_event\x18\r\x20\x01(\x04R\tlastEv\
+    ent\x12\x19\n\x08log_path\x18\x0e\x20\x01(\tR\x07logPath\x12;\n\x07runti\
+    me\x18\x0f\x20\x01(\x0b2!.pintle.monitor.v1.RuntimeOptionsR\x07runtime\
+    \x12\x1a\n\x08stopping\x18\x10\x20\x01(\x08R\x08stopping\x12\x16\n\x06cg\
+    roup\x18\x11\x20\x01(\tR\x06cgroup\"E\n\x0bWaitRequest\x12\x17\n\x07exec\
+    _id\x18\x01\x20\x01(\tR\x06execId\x12\x1d\n\ntimeout_ms\x18\x02\x20\x01(\
+    \x04R\ttimeoutMs\";\n\x0cWaitResponse\x12+\n\x04exit\x18\x01\x20\x01(\
+    \x0b2\x17.pintle.monitor.v1.ExitR\x04exit\"D\n\rEventsRequest\x12\x14\n\
+    \x05after\x18\x01\x20\x01(\x04R\x05after\x12\x1d\n\ntimeout_ms\x18\x02\
+    \x20\x01(\x04R\ttimeoutMs\"\xc6\x02\n\x05Event\x12\x1a\n\x08sequence\x18\
+    \x01\x20\x01(\x04R\x08sequence\x12\x0e\n\x02at\x18\x02\x20\x01(\x03R\x02\
+    at\x120\n\x04kind\x18\x03\x20\x01(\x0e2\x1c.pintle.monitor.v1.EventKindR\
+    \x04kind\x12\x17\n\x07exec_id\x18\x04\x20\x01(\tR\x06execId\x12\x10\n\
+    \x03pid\x18\x05\x20\x01(\rR\x03pid\x12+\n\x04exit\x18\x06\x20\x01(\x0b2\
+    \x17.pintle.monitor.v1.ExitR\x04exit\x12H\n\nattributes\x18\x07\x20\x03(\
+    \x0b2(.pintle.monitor.v1.Event.AttributesEntryR\nattributes\x1a=\n\x0fAt\
+    tributesEntry\x12\x10\n\x03key\x18\x01\x20\x01(\tR\x03key\x12\x14\n\x05v\
+    alue\x18\x02\x20\x01(\tR\x05value:\x028\x01\"F\n\x12PollEventsResponse\
+    \x120\n\x06events\x18\x01\x20\x03(\x0b2\x18.pintle.monitor.v1.EventR\x06\
+    events\"P\n\x0bKillRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06e\
+    xecId\x12\x16\n\x06signal\x18\x02\x20\x01(\rR\x06signal\x12\x10\n\x03all\
+    \x18\x03\x20\x01(\x08R\x03all\"\x0e\n\x0cKillResponse\"D\n\x0bStopReques\
+    t\x12\x16\n\x06signal\x18\x01\x20\x01(\rR\x06signal\x12\x1d\n\ntimeout_m\
+    s\x18\x02\x20\x01(\x04R\ttimeoutMs\";\n\x0cStopResponse\x12+\n\x04exit\
+    \x18\x01\x20\x01(\x0b2\x17.pintle.monitor.v1.ExitR\x04exit\"%\n\rDeleteR\
+    equest\x12\x14\n\x05force\x18\x01\x20\x01(\x08R\x05force\"=\n\x0eDeleteR\
+    esponse\x12+\n\x04exit\x18\x01\x20\x01(\x0b2\x17.pintle.monitor.v1.ExitR\
+    \x04exit\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rResumeR\
+    equest\"\x10\n\x0eResumeResponse\"6\n\rUpdateRequest\x12%\n\x0eresources\
+    _json\x18\x01\x20\x01(\tR\rresourcesJson\"\x10\n\x0eUpdateResponse\"\xb1\
+    \x02\n\x0bExecRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\
+    \x12!\n\x0cprocess_json\x18\x02\x20\x01(\tR\x0bprocessJson\x12\x12\n\x04\
+    args\x18\x03\x20\x03(\tR\x04args\x12\x10\n\x03env\x18\x04\x20\x03(\tR\
+    \x03env\x12\x10\n\x03cwd\x18\x05\x20\x01(\tR\x03cwd\x12\x1a\n\x08termina\
+    l\x18\x06\x20\x01(\x08R\x08terminal\x12\x1f\n\x0bstdio_token\x18\x07\x20\
+    \x01(\x0cR\nstdioToken\x12\x14\n\x05stdin\x18\x08\x20\x01(\x08R\x05stdin\
+    \x12\x18\n\x07columns\x18\t\x20\x01(\rR\x07columns\x12\x12\n\x04rows\x18\
+    \n\x20\x01(\rR\x04rows\x12\x19\n\x08pid_file\x18\x0b\x20\x01(\tR\x07pidF\
+    ile\x12\x12\n\x04user\x18\x0c\x20\x01(\tR\x04user\"V\n\x0cExecResponse\
+    \x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x10\n\x03pid\x18\
+    \x02\x20\x01(\rR\x03pid\x12\x1b\n\tpid_start\x18\x03\x20\x01(\x04R\x08pi\
+    dStart\"\xfb\x01\n\x0fExecSyncRequest\x12!\n\x0cprocess_json\x18\x01\x20\
+    \x01(\tR\x0bprocessJson\x12\x12\n\x04args\x18\x02\x20\x03(\tR\x04args\
+    \x12\x10\n\x03env\x18\x03\x20\x03(\tR\x03env\x12\x10\n\x03cwd\x18\x04\
+    \x20\x01(\tR\x03cwd\x12\x1d\n\ntimeout_ms\x18\x05\x20\x01(\x04R\ttimeout\
+    Ms\x12\x1d\n\nmax_output\x18\x06\x20\x01(\x04R\tmaxOutput\x12\x1f\n\x0bs\
+    tdio_token\x18\x07\x20\x01(\x0cR\nstdioToken\x12\x1a\n\x08terminal\x18\
+    \x08\x20\x01(\x08R\x08terminal\x12\x12\n\x04user\x18\t\x20\x01(\tR\x04us\
+    er\"\xbc\x01\n\x10ExecSyncResponse\x12\x16\n\x06stdout\x18\x01\x20\x01(\
+    \x0cR\x06stdout\x12\x16\n\x06stderr\x18\x02\x20\x01(\x0cR\x06stderr\x12\
+    \x1c\n\ttruncated\x18\x03\x20\x01(\x08R\ttruncated\x12\x1b\n\ttimed_out\
+    \x18\x04\x20\x01(\x08R\x08timedOut\x12+\n\x04exit\x18\x05\x20\x01(\x0b2\
+    \x17.pintle.monitor.v1.ExitR\x04exit\x12\x10\n\x03pid\x18\x06\x20\x01(\r\
+    R\x03pid\"B\n\x11DeleteExecRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01(\
+    \tR\x06execId\x12\x14\n\x05force\x18\x02\x20\x01(\x08R\x05force\"A\n\x12\
+    DeleteExecResponse\x12+\n\x04exit\x18\x01\x20\x01(\x0b2\x17.pintle.monit\
+    or.v1.ExitR\x04exit\"Y\n\x10ResizePtyRequest\x12\x17\n\x07exec_id\x18\
+    \x01\x20\x01(\tR\x06execId\x12\x18\n\x07columns\x18\x02\x20\x01(\rR\x07c\
+    olumns\x12\x12\n\x04rows\x18\x03\x20\x01(\rR\x04rows\"\x13\n\x11ResizePt\
+    yResponse\",\n\x11CloseStdinRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01\
+    (\tR\x06execId\"\x14\n\x12CloseStdinResponse\"\x8f\x01\n\rAttachRequest\
+    \x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x1f\n\x0bstdio_t\
+    oken\x18\x02\x20\x01(\x0cR\nstdioToken\x12\x14\n\x05stdin\x18\x03\x20\
+    \x01(\x08R\x05stdin\x12\x16\n\x06stdout\x18\x04\x20\x01(\x08R\x06stdout\
+    \x12\x16\n\x06stderr\x18\x05\x20\x01(\x08R\x06stderr\",\n\x0eAttachRespo\
+    nse\x12\x1a\n\x08terminal\x18\x01\x20\x01(\x08R\x08terminal\"\x12\n\x10R\
+    eopenLogRequest\"A\n\x11ReopenLogResponse\x12\x14\n\x05inode\x18\x01\x20\
+    \x01(\x04R\x05inode\x12\x16\n\x06device\x18\x02\x20\x01(\x04R\x06device\
+    \"\x0e\n\x0cStatsRequest\"\xb0\x05\n\rStatsResponse\x12\x0e\n\x02at\x18\
+    \x01\x20\x01(\x03R\x02at\x12%\n\x0ecgroup_version\x18\x02\x20\x01(\rR\rc\
+    groupVersion\x12-\n\x03cpu\x18\x03\x20\x01(\x0b2\x1b.pintle.monitor.v1.C\
+    puStatsR\x03cpu\x126\n\x06memory\x18\x04\x20\x01(\x0b2\x1e.pintle.monito\
+    r.v1.MemoryStatsR\x06memory\x120\n\x04pids\x18\x05\x20\x01(\x0b2\x1c.pin\
+    tle.monitor.v1.PidsStatsR\x04pids\x123\n\x05blkio\x18\x06\x20\x03(\x0b2\
+    \x1d.pintle.monitor.v1.BlkioEntryR\x05blkio\x129\n\x07hugetlb\x18\x07\
+    \x20\x03(\x0b2\x1f.pintle.monitor.v1.HugetlbStatsR\x07hugetlb\x129\n\x07\
+    network\x18\x08\x20\x03(\x0b2\x1f.pintle.monitor.v1.NetworkStatsR\x07net\
+    work\x120\n\x03oom\x18\t\x20\x01(\x0b2\x1e.pintle.monitor.v1.OomCounters\
+    R\x03oom\x12-\n\x02io\x18\n\x20\x01(\x0b2\x1d.pintle.monitor.v1.IoCounte\
+    rsR\x02io\x12\x19\n\x08shim_rss\x18\x0b\x20\x01(\x04R\x07shimRss\x12%\n\
+    \x0eshim_anonymous\x18\x0c\x20\x01(\x04R\rshimAnonymous\x12)\n\x10file_d\
+    escriptors\x18\r\x20\x01(\x04R\x0ffileDescriptors\x12\x18\n\x07sockets\
+    \x18\x0e\x20\x01(\x04R\x07sockets\x12<\n\x08pressure\x18\x0f\x20\x03(\
+    \x0b2\x20.pintle.monitor.v1.PressureStatsR\x08pressure\"\xe3\x01\n\x08Cp\
+    uStats\x12\x19\n\x08usage_ns\x18\x01\x20\x01(\x04R\x07usageNs\x12\x17\n\
+    \x07user_ns\x18\x02\x20\x01(\x04R\x06userNs\x12\x1b\n\tsystem_ns\x18\x03\
+    \x20\x01(\x04R\x08systemNs\x12\x18\n\x07periods\x18\x04\x20\x01(\x04R\
+    \x07periods\x12+\n\x11throttled_periods\x18\x05\x20\x01(\x04R\x10throttl\
+    edPeriods\x12!\n\x0cthrottled_ns\x18\x06\x20\x01(\x04R\x0bthrottledNs\
+    \x12\x1c\n\nper_cpu_ns\x18\x07\x20\x03(\x04R\x08perCpuNs\"\x95\x05\n\x0b\
+    MemoryStats\x12\x14\n\x05usage\x18\x01\x20\x01(\x04R\x05usage\x12\x1f\n\
+    \x0bworking_set\x18\x02\x20\x01(\x04R\nworkingSet\x12\x10\n\x03rss\x18\
+    \x03\x20\x01(\x04R\x03rss\x12\x14\n\x05cache\x18\x04\x20\x01(\x04R\x05ca\
+    che\x12\x12\n\x04swap\x18\x05\x20\x01(\x04R\x04swap\x12\x14\n\x05limit\
+    \x18\x06\x20\x01(\x04R\x05limit\x12\x1b\n\tmax_usage\x18\x07\x20\x01(\
+    \x04R\x08maxUsage\x12\x1d\n\nfail_count\x18\x08\x20\x01(\x04R\tfailCount\
+    \x12\x1f\n\x0bpage_faults\x18\t\x20\x01(\x04R\npageFaults\x12*\n\x11majo\
+    r_page_faults\x18\n\x20\x01(\x04R\x0fmajorPageFaults\x12\x16\n\x06kernel\
+    \x18\x0b\x20\x01(\x04R\x06kernel\x12\x1d\n\nkernel_tcp\x18\x0c\x20\x01(\
+    \x04R\tkernelTcp\x12\x1d\n\nswap_limit\x18\r\x20\x01(\x04R\tswapLimit\
+    \x12#\n\rinactive_file\x18\x0e\x20\x01(\x04R\x0cinactiveFile\x12\x1f\n\
+    \x0bactive_file\x18\x0f\x20\x01(\x04R\nactiveFile\x12#\n\rinactive_anon\
+    \x18\x10\x20\x01(\x04R\x0cinactiveAnon\x12\x1f\n\x0bactive_anon\x18\x11\
+    \x20\x01(\x04R\nactiveAnon\x12\x1f\n\x0bmapped_file\x18\x12\x20\x01(\x04\
+    R\nmappedFile\x129\n\x03raw\x18\x13\x20\x03(\x0b2'.pintle.monitor.v1.Mem\
+    oryStats.RawEntryR\x03raw\x1a6\n\x08RawEntry\x12\x10\n\x03key\x18\x01\
+    \x20\x01(\tR\x03key\x12\x14\n\x05value\x18\x02\x20\x01(\x04R\x05value:\
+    \x028\x01\";\n\tPidsStats\x12\x18\n\x07current\x18\x01\x20\x01(\x04R\x07\
+    current\x12\x14\n\x05limit\x18\x02\x20\x01(\x04R\x05limit\"~\n\nBlkioEnt\
+    ry\x12\x14\n\x05major\x18\x01\x20\x01(\x04R\x05major\x12\x14\n\x05minor\
+    \x18\x02\x20\x01(\x04R\x05minor\x12\x0e\n\x02op\x18\x03\x20\x01(\tR\x02o\
+    p\x12\x14\n\x05bytes\x18\x04\x20\x01(\x04R\x05bytes\x12\x1e\n\noperation\
+    s\x18\x05\x20\x01(\x04R\noperations\"}\n\x0cHugetlbStats\x12\x1b\n\tpage\
+    _size\x18\x01\x20\x01(\tR\x08pageSize\x12\x14\n\x05usage\x18\x02\x20\x01\
+    (\x04R\x05usage\x12\x1b\n\tmax_usage\x18\x03\x20\x01(\x04R\x08maxUsage\
+    \x12\x1d\n\nfail_count\x18\x04\x20\x01(\x04R\tfailCount\"\x8e\x02\n\x0cN\
+    etworkStats\x12\x12\n\x04name\x18\x01\x20\x01(\tR\x04name\x12\x19\n\x08r\
+    x_bytes\x18\x02\x20\x01(\x04R\x07rxBytes\x12\x1d\n\nrx_packets\x18\x03\
+    \x20\x01(\x04R\trxPackets\x12\x1b\n\trx_errors\x18\x04\x20\x01(\x04R\x08\
+    rxErrors\x12\x1d\n\nrx_dropped\x18\x05\x20\x01(\x04R\trxDropped\x12\x19\
+    \n\x08tx_bytes\x18\x06\x20\x01(\x04R\x07txBytes\x12\x1d\n\ntx_packets\
+    \x18\x07\x20\x01(\x04R\ttxPackets\x12\x1b\n\ttx_errors\x18\x08\x20\x01(\
+    \x04R\x08txErrors\x12\x1d\n\ntx_dropped\x18\t\x20\x01(\x04R\ttxDropped\"\
+    S\n\rPressureStats\x12\x1a\n\x08resource\x18\x01\x20\x01(\tR\x08resource\
+    \x12\x12\n\x04some\x18\x02\x20\x01(\tR\x04some\x12\x12\n\x04full\x18\x03\
+    \x20\x01(\tR\x04full\"\xc9\x02\n\x11CheckpointRequest\x12\x1d\n\nimage_p\
+    ath\x18\x01\x20\x01(\tR\timagePath\x12\x1b\n\twork_path\x18\x02\x20\x01(\
+    \tR\x08workPath\x12#\n\rleave_running\x18\x03\x20\x01(\x08R\x0cleaveRunn\
+    ing\x12'\n\x0ftcp_established\x18\x04\x20\x01(\x08R\x0etcpEstablished\
+    \x12\x1d\n\nfile_locks\x18\x05\x20\x01(\x08R\tfileLocks\x12\x1e\n\x0bext\
+    _unix_sk\x18\x06\x20\x01(\x08R\textUnixSk\x12\x1b\n\tshell_job\x18\x07\
+    \x20\x01(\x08R\x08shellJob\x12\x1f\n\x0bparent_path\x18\x08\x20\x01(\tR\
+    \nparentPath\x12\x19\n\x08pre_dump\x18\t\x20\x01(\x08R\x07preDump\x12\
+    \x12\n\x04args\x18\n\x20\x03(\tR\x04args\"\x14\n\x12CheckpointResponse\"\
+    \xc0\x02\n\x0eRestoreRequest\x128\n\x06create\x18\x01\x20\x01(\x0b2\x20.\
+    pintle.monitor.v1.CreateRequestR\x06create\x12\x1d\n\nimage_path\x18\x02\
+    \x20\x01(\tR\timagePath\x12\x1b\n\twork_path\x18\x03\x20\x01(\tR\x08work\
+    Path\x12'\n\x0ftcp_established\x18\x04\x20\x01(\x08R\x0etcpEstablished\
+    \x12\x1d\n\nfile_locks\x18\x05\x20\x01(\x08R\tfileLocks\x12\x1e\n\x0bext\
+    _unix_sk\x18\x06\x20\x01(\x08R\textUnixSk\x12\x1b\n\tshell_job\x18\x07\
+    \x20\x01(\x08R\x08shellJob\x12\x1f\n\x0bparent_path\x18\x08\x20\x01(\tR\
+    \nparentPath\x12\x12\n\x04args\x18\t\x20\x03(\tR\x04args\"@\n\x0fRestore\
+    Response\x12\x10\n\x03pid\x18\x01\x20\x01(\rR\x03pid\x12\x1b\n\tpid_star\
+    t\x18\x02\x20\x01(\x04R\x08pidStart\"0\n\x0eUpgradeRequest\x12\x1e\n\nex\
+    ecutable\x18\x01\x20\x01(\tR\nexecutable\"2\n\x0fUpgradeResponse\x12\x1f\
+    \n\x0bold_version\x18\x01\x20\x01(\tR\noldVersion\"'\n\x0fShutdownReques\
+    t\x12\x14\n\x05force\x18\x01\x20\x01(\x08R\x05force\"\x12\n\x10ShutdownR\
+    esponse*\x81\x02\n\tErrorCode\x12\x1a\n\x16ERROR_CODE_UNSPECIFIED\x10\0\
+    \x12\x14\n\x10INVALID_ARGUMENT\x10\x01\x12\r\n\tNOT_FOUND\x10\x02\x12\
+    \x12\n\x0eALREADY_EXISTS\x10\x03\x12\x17\n\x13FAILED_PRECONDITION\x10\
+    \x04\x12\x12\n\x0eRUNTIME_FAILED\x10\x05\x12\x15\n\x11RUNTIME_NOT_FOUND\
+    \x10\x06\x12\n\n\x06SYSTEM\x10\x07\x12\x15\n\x11DEADLINE_EXCEEDED\x10\
+    \x08\x12\x16\n\x12RESOURCE_EXHAUSTED\x10\t\x12\x0f\n\x0bUNSUPPORTED\x10\
+    \n\x12\x0f\n\x0bUNAVAILABLE\x10\x0b*n\n\x06Status\x12\x16\n\x12STATUS_UN\
+    SPECIFIED\x10\0\x12\x0c\n\x08CREATING\x10\x01\x12\x0b\n\x07CREATED\x10\
+    \x02\x12\x0b\n\x07RUNNING\x10\x03\x12\n\n\x06PAUSED\x10\x04\x12\x0b\n\
+    \x07STOPPED\x10\x05\x12\x0b\n\x07DELETED\x10\x06*H\n\x08ExitKind\x12\x19\
+    \n\x15EXIT_KIND_UNSPECIFIED\x10\0\x12\x08\n\x04CODE\x10\x01\x12\n\n\x06S\
+    IGNAL\x10\x02\x12\x0b\n\x07UNKNOWN\x10\x03*\xc9\x02\n\tEventKind\x12\x1a\
+    \n\x16EVENT_KIND_UNSPECIFIED\x10\0\x12\r\n\tHEARTBEAT\x10\x01\x12\x0b\n\
+    \x07CREATED\x10\x02\x12\x0b\n\x07STARTED\x10\x03\x12\x10\n\x0cEXEC_START\
+    ED\x10\x04\x12\x0f\n\x0bEXEC_EXITED\x10\x05\x12\n\n\x06EXITED\x10\x06\
+    \x12\x07\n\x03OOM\x10\x07\x12\x10\n\x0cPAUSED_EVENT\x10\x08\x12\x0b\n\
+    \x07RESUMED\x10\t\x12\x10\n\x0cLOG_REOPENED\x10\n\x12\x0e\n\nBYTES_LOST\
+    \x10\x0b\x12\x12\n\x0eCLIENT_DROPPED\x10\x0c\x12\x0b\n\x07UPDATED\x10\r\
+    \x12\x10\n\x0cCHECKPOINTED\x10\x0e\x12\x0c\n\x08RESTORED\x10\x0f\x12\x11\
+    \n\rDELETED_EVENT\x10\x10\x12\x0c\n\x08UPGRADED\x10\x11\x12\x0b\n\x07ADO\
+    PTED\x10\x12\x12\x0f\n\x0bEVENTS_LOST\x10\x132\xdf\x0f\n\x07Monitor\x12G\
+    \n\x04Info\x12\x1e.pintle.monitor.v1.InfoRequest\x1a\x1f.pintle.monitor.\
+    v1.InfoResponse\x12M\n\x06Create\x12\x20.pintle.monitor.v1.CreateRequest\
+    \x1a!.pintle.monitor.v1.CreateResponse\x12J\n\x05Start\x12\x1f.pintle.mo\
+    nitor.v1.StartRequest\x1a\x20.pintle.monitor.v1.StartResponse\x12J\n\x05\
+    State\x12\x1f.pintle.monitor.v1.StateRequest\x1a\x20.pintle.monitor.v1.S\
+    tateResponse\x12G\n\x04Wait\x12\x1e.pintle.monitor.v1.WaitRequest\x1a\
+    \x1f.pintle.monitor.v1.WaitResponse\x12F\n\x06Events\x12\x20.pintle.moni\
+    tor.v1.EventsRequest\x1a\x18.pintle.monitor.v1.Event0\x01\x12U\n\nPollEv\
+    ents\x12\x20.pintle.monitor.v1.EventsRequest\x1a%.pintle.monitor.v1.Poll\
+    EventsResponse\x12G\n\x04Kill\x12\x1e.pintle.monitor.v1.KillRequest\x1a\
+    \x1f.pintle.monitor.v1.KillResponse\x12G\n\x04Stop\x12\x1e.pintle.monito\
+    r.v1.StopRequest\x1a\x1f.pintle.monitor.v1.StopResponse\x12M\n\x06Delete\
+    \x12\x20.pintle.monitor.v1.DeleteRequest\x1a!.pintle.monitor.v1.DeleteRe\
+    sponse\x12J\n\x05Pause\x12\x1f.pintle.monitor.v1.PauseRequest\x1a\x20.pi\
+    ntle.monitor.v1.PauseResponse\x12M\n\x06Resume\x12\x20.pintle.monitor.v1\
+    .ResumeRequest\x1a!.pintle.monitor.v1.ResumeResponse\x12M\n\x06Update\
+    \x12\x20.pintle.monitor.v1.UpdateRequest\x1a!.pintle.monitor.v1.UpdateRe\
+    sponse\x12G\n\x04Exec\x12\x1e.pintle.monitor.v1.ExecRequest\x1a\x1f.pint\
+    le.monitor.v1.ExecResponse\x12S\n\x08ExecSync\x12\".pintle.monitor.v1.Ex\
+    ecSyncRequest\x1a#.pintle.monitor.v1.ExecSyncResponse\x12Y\n\nDeleteExec\
+    \x12$.pintle.monitor.v1.DeleteExecRequest\x1a%.pintle.monitor.v1.DeleteE\
+    xecResponse\x12V\n\tResizePty\x12#.pintle.monitor.v1.ResizePtyRequest\
+    \x1a$.pintle.monitor.v1.ResizePtyResponse\x12Y\n\nCloseStdin\x12$.pintle\
+    .monitor.v1.CloseStdinRequest\x1a%.pintle.monitor.v1.CloseStdinResponse\
+    \x12M\n\x06Attach\x12\x20.pintle.monitor.v1.AttachRequest\x1a!.pintle.mo\
+    nitor.v1.AttachResponse\x12V\n\tReopenLog\x12#.pintle.monitor.v1.ReopenL\
+    ogRequest\x1a$.pintle.monitor.v1.ReopenLogResponse\x12J\n\x05Stats\x12\
+    \x1f.pintle.monitor.v1.StatsRequest\x1a\x20.pintle.monitor.v1.StatsRespo\
+    nse\x12Y\n\nCheckpoint\x12$.pintle.monitor.v1.CheckpointRequest\x1a%.pin\
+    tle.monitor.v1.CheckpointResponse\x12P\n\x07Restore\x12!.pintle.monitor.\
+    v1.RestoreRequest\x1a\".pintle.monitor.v1.RestoreResponse\x12P\n\x07Upgr\
+    ade\x12!.pintle.monitor.v1.UpgradeRequest\x1a\".pintle.monitor.v1.Upgrad\
+    eResponse\x12S\n\x08Shutdown\x12\".pintle.monitor.v1.ShutdownRequest\x1a\
+    #.pintle.monitor.v1.ShutdownResponseb\x06proto3\
 ";
 
 /// `FileDescriptorProto` object which was a source for this generated file

@@ -112,6 +112,8 @@ pub async fn adopt(id: &str, dir: &Path, reaper: Reaper) -> Result<Arc<Container
         inner.cgroups = cgroups;
         inner.oom = oom;
     }
+    // What the lost shim has used nobody knows; it did not run an exec each second since boot.
+    super::exec::names_from(pintle_sys::clock::mono().0 / 1_000_000_000);
     container.events.push(EventKind::Adopted, "", state.pid, None, &[]);
     container.save();
     container.supervise(exit);

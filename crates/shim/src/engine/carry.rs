@@ -4,7 +4,7 @@
 use super::cgroup::Cgroups;
 use super::container::{Container, Status};
 use super::events::{Event, EventKind, EventRing};
-use super::exec::{Exec, follow};
+use super::exec::{Exec, follow, names_from, next_name};
 use super::handover::HubState;
 use super::hub::Hub;
 use super::oom::OomWatch;
@@ -45,6 +45,8 @@ pub struct CarriedContainer {
     end: Option<String>,
     hub: Option<CarriedHub>,
     execs: Vec<CarriedExec>,
+    #[serde(default)]
+    next_name: u64,
     stop_ms: Option<u64>,
     last_event: u64,
     events: Vec<CarriedEvent>,
@@ -214,6 +216,7 @@ impl Container {
             exit: exit.as_ref().map(text),
             hub,
             execs,
+            next_name: next_name(),
             stop_ms,
             last_event: self.events.last(),
             events: events.collect(),
@@ -243,6 +246,9 @@ impl Container {
         fds: &mut [Option<OwnedFd>],
         reaper: Reaper,
     ) -> io::Result<Arc<Self>> {
+        // An older version did not carry it: past what it can have used, if it did not run an exec each second since boot.
+        let least = if carried.next_name == 0 { pintle_sys::clock::mono().0 / 1_000_000_000 } else { 0 };
+        names_from(carried.next_name.max(least));
         let events = carried.events.into_iter().map(|e| Event {
             sequence: e.sequence,
             at: WallTime::from_unix_nanos(e.at),

@@ -41,7 +41,12 @@ impl Hub {
     /// # Cancel safety
     /// Can be called again.
     pub async fn drained(self: &Arc<Self>, policy: DrainPolicy) -> Drained {
-        self.lock().exited = true;
+        {
+            let mut state = self.lock();
+            state.exited = true;
+            state.sinks.iter_mut().for_each(|sink| sink.process_ended());
+        }
+        self.room.notify_waiters();
         self.progress.notify_waiters();
         let end = Instant::now() + policy.cap;
         let mut quiet = Instant::now() + policy.quiet;

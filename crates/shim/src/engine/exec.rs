@@ -30,7 +30,18 @@ pub const EXECS_MAX: usize = 1024;
 /// Drain bound of an exec's output.
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// The number in the name of the next exec and exec cgroup. No container sees one twice: a successor goes on with it.
 static NAMES: AtomicU64 = AtomicU64::new(1);
+
+/// The next number, for a successor.
+pub(super) fn next_name() -> u64 {
+    NAMES.load(Ordering::Relaxed)
+}
+
+/// Goes on at `next`, unless it is past that.
+pub(super) fn names_from(next: u64) {
+    NAMES.fetch_max(next, Ordering::Relaxed);
+}
 
 /// An exec that was started.
 pub struct Exec {

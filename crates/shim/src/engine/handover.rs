@@ -88,6 +88,7 @@ struct CounterState {
 enum LostKind {
     Errno(i32),
     SizeLimit,
+    RateLimit,
     Deadline,
 }
 
@@ -287,6 +288,7 @@ fn counter_state(counters: &Counters) -> CounterState {
     let kind = |cause| match cause {
         LossCause::Errno(errno) => LostKind::Errno(errno),
         LossCause::SizeLimit => LostKind::SizeLimit,
+        LossCause::RateLimit => LostKind::RateLimit,
         LossCause::Deadline => LostKind::Deadline,
     };
     CounterState {
@@ -312,6 +314,7 @@ fn counters_of(state: &CounterState) -> Counters {
         let cause = match kind {
             LostKind::Errno(errno) => LossCause::Errno(*errno),
             LostKind::SizeLimit => LossCause::SizeLimit,
+            LostKind::RateLimit => LossCause::RateLimit,
             LostKind::Deadline => LossCause::Deadline,
         };
         counters.losses.add(cause, *bytes);

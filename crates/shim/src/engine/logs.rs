@@ -2,9 +2,10 @@
 
 use super::failure::{Failure, FailureKind};
 use super::hub::Hub;
-use super::log::{FileConfig, FileSink, JOURNAL_SOCKET, JournaldSink, LogError, LogSink};
+use super::log::{FileConfig, FileSink, JOURNAL_SOCKET, JournaldSink, LogError, LogSink, RateSink};
 use super::spec::LogSpec;
 use pintle_core::journal::JournalConfig;
+use pintle_core::rate::RateLimits;
 use pintle_core::rotate::SizeLimits;
 use std::path::Path;
 
@@ -14,8 +15,11 @@ use std::path::Path;
 /// If one cannot be opened; the ones before it stay with the hub.
 pub fn add_sinks(hub: &Hub, id: &str, logs: &[LogSpec]) -> Result<(), Failure> {
     for log in logs {
-        if let Some(sink) = open(id, log)? {
-            hub.add_sink(sink);
+        let limits = RateLimits { bytes: log.max_bytes_per_second, lines: log.max_lines_per_second };
+        match open(id, log)? {
+            Some(sink) if limits.is_none() => hub.add_sink(sink),
+            Some(sink) => hub.add_sink(Box::new(RateSink::new(sink, limits, log.drop_over_rate))),
+            None => {}
         }
     }
     Ok(())

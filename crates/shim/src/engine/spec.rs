@@ -42,6 +42,15 @@ pub struct LogSpec {
     pub max_files: u32,
     /// Total limit; 0: none.
     pub global_max_size: u64,
+    /// Bytes per second; 0: no limit.
+    #[serde(default)]
+    pub max_bytes_per_second: u64,
+    /// Lines per second; 0: no limit.
+    #[serde(default)]
+    pub max_lines_per_second: u64,
+    /// Drop lines over the rate instead of letting the container wait.
+    #[serde(default)]
+    pub drop_over_rate: bool,
     /// journald tag.
     pub tag: String,
     /// journald labels.

@@ -280,6 +280,10 @@ impl LogSink for FileSink {
         self.partial[chunk.stream.index()] = chunk.data.last() != Some(&b'\n');
     }
 
+    fn note_loss(&mut self, cause: LossCause, bytes: u64) {
+        self.lost.add(cause, bytes);
+    }
+
     fn reopen(&mut self) -> Result<(), LogError> {
         if !self.regular {
             return Ok(());
@@ -333,7 +337,7 @@ impl LogSink for FileSink {
     fn freeze(&self) -> io::Result<Option<(SinkState, Vec<OwnedFd>)>> {
         let errnos = self.lost.iter().filter_map(|(cause, bytes)| match cause {
             LossCause::Errno(errno) => Some((errno, bytes)),
-            LossCause::SizeLimit | LossCause::Deadline => None,
+            LossCause::SizeLimit | LossCause::RateLimit | LossCause::Deadline => None,
         });
         let state = SinkState::File {
             path: self.config.path.clone(),

@@ -6,12 +6,14 @@
 mod file;
 mod journald;
 mod memory;
+mod rate;
 mod raw;
 mod rotation;
 
 pub use file::{FileConfig, FileSink, ReopenPolicy};
 pub use journald::{JOURNAL_SOCKET, JournaldSink};
 pub use memory::{Captured, MemorySink};
+pub use rate::RateSink;
 pub use raw::RawSink;
 
 use nix::errno::Errno;
@@ -41,6 +43,8 @@ pub enum LossCause {
     Errno(i32),
     /// The log's total size limit is reached.
     SizeLimit,
+    /// The log takes no more in this second.
+    RateLimit,
     /// The reader of a FIFO did not take them before the drain's deadline.
     Deadline,
 }
@@ -51,12 +55,13 @@ impl LossCause {
         LossCause::Errno(error.raw_os_error().unwrap_or(libc::EIO))
     }
 
-    /// `ENOSPC`, `EIO`, ..., `size-limit` or `deadline`.
+    /// `ENOSPC`, `EIO`, ..., `size-limit`, `rate-limit` or `deadline`.
     pub fn name(self) -> String {
         match self {
             // The debug form of an errno is its name.
             LossCause::Errno(errno) => format!("{:?}", Errno::from_raw(errno)),
             LossCause::SizeLimit => "size-limit".to_owned(),
+            LossCause::RateLimit => "rate-limit".to_owned(),
             LossCause::Deadline => "deadline".to_owned(),
         }
     }
@@ -170,6 +175,14 @@ pub trait LogSink: Send {
         let _ = (stream, now, scratch, losses);
     }
 
+    /// The process has ended: what is in its pipes is all that follows.
+    fn process_ended(&mut self) {}
+
+    /// Bytes that were meant for this log were dropped before they came here: to be marked.
+    fn note_loss(&mut self, cause: LossCause, bytes: u64) {
+        let _ = (cause, bytes);
+    }
+
     /// Opens the log anew. After `Ok` no byte goes to the old file; after an error the old file is still in use and
     /// no new one was made.
     ///
@@ -234,6 +247,13 @@ pub enum SinkState {
         priority_prefix: bool,
         held: [Vec<u8>; 2],
     },
+    Rate {
+        inner: Box<SinkState>,
+        bytes: u64,
+        lines: u64,
+        drop: bool,
+        cut: [u8; 2],
+    },
     Raw {
         streams: [bool; 2],
         ended: [bool; 2],
@@ -250,6 +270,9 @@ pub fn thaw(state: SinkState, fds: Vec<OwnedFd>) -> io::Result<Box<dyn LogSink>>
     Ok(match state {
         state @ SinkState::File { .. } => Box::new(FileSink::thaw(state, fds)?),
         state @ SinkState::Journald { .. } => Box::new(JournaldSink::thaw(state)?),
+        SinkState::Rate { inner, bytes, lines, drop, cut } => {
+            Box::new(RateSink::thaw(thaw(*inner, fds)?, bytes, lines, drop, cut))
+        }
         state @ SinkState::Raw { .. } => Box::new(RawSink::thaw(state, fds)?),
     })
 }
