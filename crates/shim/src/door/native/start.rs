@@ -269,6 +269,7 @@ enum Next {
     Reopen,
     Upgrade(super::upgrade::Request),
     LookAround,
+    Used,
 }
 
 /// Descriptors that a successor needs.
@@ -323,6 +324,8 @@ impl Shim {
                 Some(()) = self.hup.recv() => Next::Reopen,
                 Some(request) = self.upgrades.recv() => Next::Upgrade(request),
                 () = tokio::time::sleep(ORPHANED), if unused => Next::LookAround,
+                // It is used: a timer that is still set would wake an idle shim once for nothing.
+                () = self.container.events.wait(0), if unused && self.container.events.last() == 0 => Next::Used,
             };
             match next {
                 Next::End => break,
@@ -332,6 +335,7 @@ impl Shim {
                     }
                 }
                 Next::Upgrade(request) => super::upgrade::run(self, request).await,
+                Next::Used => {}
                 Next::LookAround => {
                     let alone = self.connections.available_permits() == listen::CONNECTIONS_MAX;
                     // A create goes on without the client that asked for it.
