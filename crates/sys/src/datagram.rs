@@ -10,7 +10,7 @@ use nix::sys::socket::{
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A sender to one address. It is not connected, so the receiver may come and go.
 #[derive(Debug)]
@@ -85,9 +85,18 @@ impl DatagramSender {
                             None,
                         )?;
                         nix::sys::socket::connect(probe.as_raw_fd(), &self.address)?;
-                        let mut fds = [PollFd::new(probe.as_fd(), PollFlags::POLLOUT)];
-                        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-                        poll(&mut fds, timeout).map(drop)
+                        let until = Instant::now().checked_add(patience);
+                        loop {
+                            let left =
+                                until.map_or(patience, |u| u.saturating_duration_since(Instant::now()));
+                            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+                            let mut fds = [PollFd::new(probe.as_fd(), PollFlags::POLLOUT)];
+                            match poll(&mut fds, timeout) {
+                                // A child that ends is no reason to lose a record.
+                                Err(Errno::EINTR) if !left.is_zero() => {}
+                                other => return other.map(drop),
+                            }
+                        }
                     };
                     wait()?;
                 }
@@ -126,6 +135,27 @@ mod tests {
         // The queue is full some time: the wait is bounded.
         let error = (0..100_000).find_map(|_| sender.send(b"z", Duration::from_millis(20)).err()).unwrap();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        std::fs::remove_file(path).unwrap();
+    }
+    #[test]
+    fn a_signal_does_not_end_the_wait_for_room() {
+        let path = std::env::temp_dir().join(format!("pintle-datagram-signal-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let receiver = UnixDatagram::bind(&path).unwrap();
+        let sender = DatagramSender::new(&path).unwrap();
+        while sender.send(b"z", Duration::ZERO).is_ok() {}
+        crate::signals::swallow(libc::SIGWINCH).unwrap();
+        let waiter = nix::sys::pthread::pthread_self();
+        let disturber = std::thread::spawn(move || {
+            for _ in 0..20 {
+                std::thread::sleep(Duration::from_millis(10));
+                nix::sys::pthread::pthread_kill(waiter, nix::sys::signal::Signal::SIGWINCH).unwrap();
+            }
+            receiver.recv(&mut [0; 8]).unwrap();
+            receiver
+        });
+        sender.send(b"kept", Duration::from_secs(60)).unwrap();
+        drop(disturber.join().unwrap());
         std::fs::remove_file(path).unwrap();
     }
 }

@@ -1,12 +1,15 @@
 //! Passing descriptors over unix sockets. Every received one is owned and close-on-exec, wanted or not.
 #![allow(unsafe_code)]
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
-use std::io::{self, IoSlice, IoSliceMut};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// The most descriptors one message brings; more are cut off by the kernel (and closed by it).
 pub const MAX_FDS: usize = 16;
+/// Room for them and their header, in units that are aligned for it.
+const SPACE: usize = 1 + (MAX_FDS * size_of::<RawFd>()).div_ceil(size_of::<libc::cmsghdr>());
 
 /// Sends bytes and descriptors as one message; at least one byte is needed on stream sockets.
 ///
@@ -41,24 +44,47 @@ pub struct Message {
 /// # Errors
 /// That of `recvmsg`.
 pub fn recv_fds(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Message> {
-    let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
-    loop {
-        let mut iov = [IoSliceMut::new(buf)];
-        let message =
-            match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
-                Err(nix::errno::Errno::EINTR) => continue,
-                other => other?,
-            };
-        let mut fds = Vec::new();
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = control {
-                // SAFETY: the kernel has just installed these descriptors for this message; this is their only owner.
-                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+    // The library's own call gives no descriptor of a message that was cut off, and those that came would stay open.
+    let mut space = [MaybeUninit::<libc::cmsghdr>::uninit(); SPACE];
+    let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    // SAFETY: msghdr is plain data for which all zeroes is a valid value: no name, no vector, no control data.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut iov;
+    header.msg_iovlen = 1;
+    header.msg_control = space.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&space) as _;
+    let len = loop {
+        // SAFETY: the header points to one vector over `buf` and to `space`, both exclusively ours for the call.
+        let n = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
+        match usize::try_from(n) {
+            Ok(n) => break n,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
             }
         }
-        let truncated = message.flags.intersects(MsgFlags::MSG_CTRUNC | MsgFlags::MSG_TRUNC);
-        return Ok(Message { len: message.bytes, fds, truncated });
+    };
+    let mut fds = Vec::new();
+    // SAFETY: the kernel has filled the header: its control length tells how much of `space` is initialised, and CMSG_*
+    // walk inside of that. Cut off or not, each SCM_RIGHTS message is a header and as many whole descriptors as fitted,
+    // which the kernel has just installed for this message; this is their only owner.
+    unsafe {
+        let mut at = libc::CMSG_FIRSTHDR(&raw const header);
+        while !at.is_null() {
+            if ((*at).cmsg_level, (*at).cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                let bytes = ((*at).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+                let data = libc::CMSG_DATA(at).cast::<RawFd>();
+                for n in 0..bytes / size_of::<RawFd>() {
+                    fds.push(OwnedFd::from_raw_fd(data.add(n).read_unaligned()));
+                }
+            }
+            at = libc::CMSG_NXTHDR(&raw const header, at);
+        }
     }
+    let truncated = header.msg_flags & (libc::MSG_CTRUNC | libc::MSG_TRUNC) != 0;
+    Ok(Message { len, fds, truncated })
 }
 
 #[cfg(test)]
@@ -81,5 +107,21 @@ mod tests {
         assert_eq!(nix::unistd::read(&r, &mut buf).unwrap(), 1);
         drop(a);
         assert_eq!(recv_fds(b.as_fd(), &mut buf).unwrap().len, 0);
+    }
+
+    #[test]
+    fn of_a_message_that_is_cut_off_nothing_stays_open() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (r, w) = nix::unistd::pipe().unwrap();
+        let many = [w.as_fd(); MAX_FDS + 3];
+        send_fds(a.as_fd(), b"x", &many).unwrap();
+        drop(w);
+        let mut buf = [0; 16];
+        let got = recv_fds(b.as_fd(), &mut buf).unwrap();
+        assert_eq!((got.len, got.fds.len(), got.truncated), (1, MAX_FDS, true));
+        drop(got);
+        // The pipe ends only when its last writer is closed.
+        crate::bytes::set_nonblocking(r.as_fd(), true).unwrap();
+        assert_eq!(nix::unistd::read(&r, &mut buf), Ok(0));
     }
 }
