@@ -105,7 +105,7 @@ impl Monitor {
     /// If the bundle, a log or the runtime is at fault; nothing is left behind then.
     pub async fn create(&self, options: &CreateOptions) -> Result<ProcessId> {
         let request = options.to_wire()?;
-        let limit = options.limit() + GRACE;
+        let limit = options.limit().saturating_add(GRACE);
         let send = async |c: MonitorClient, x| c.create(x, &request).await;
         let answer = self.shared.call("Create", false, Some(limit), send).await?;
         Ok(ProcessId { pid: pid(answer.pid), start: answer.pid_start })
@@ -153,7 +153,7 @@ impl Monitor {
         request.exec_id = exec_id.into();
         request.timeout_ms = limit.map(|l| millis(l).max(1)).unwrap_or_default();
         let send = async |c: MonitorClient, x| c.wait(x, &request).await;
-        exit(self.shared.call("Wait", true, limit.map(|l| l + GRACE), send).await?.exit)
+        exit(self.shared.call("Wait", true, limit.map(|l| l.saturating_add(GRACE)), send).await?.exit)
     }
 
     /// The events after a sequence number (0: all the shim still holds), waiting up to `limit` for
@@ -166,7 +166,7 @@ impl Monitor {
         request.after = after;
         request.timeout_ms = millis(limit);
         let send = async |c: MonitorClient, x| c.poll_events(x, &request).await;
-        let answer = self.shared.call("PollEvents", true, Some(limit + GRACE), send).await?;
+        let answer = self.shared.call("PollEvents", true, Some(limit.saturating_add(GRACE)), send).await?;
         Ok(answer.events.into_iter().filter_map(Event::from_wire).collect())
     }
 
@@ -287,7 +287,7 @@ impl Monitor {
     /// error: see [`ExecOutput`].
     pub async fn exec_sync(&self, options: &ExecSyncOptions) -> Result<ExecOutput> {
         let mut request = options.to_wire()?;
-        let limit = options.timeout.map(|t| t + GRACE + self.timeout);
+        let limit = options.timeout.map(|t| t.saturating_add(GRACE).saturating_add(self.timeout));
         let inline = options.max_output.is_some_and(|max| (1..=INLINE_OUTPUT).contains(&max));
         let pending = match inline {
             true => None,
@@ -442,7 +442,7 @@ impl Monitor {
     /// If the runtime fails; see its log in the work directory.
     pub async fn restore(&self, options: &RestoreOptions) -> Result<ProcessId> {
         let request = options.to_wire()?;
-        let limit = options.create.limit() + GRACE;
+        let limit = options.create.limit().saturating_add(GRACE);
         let send = async |c: MonitorClient, x| c.restore(x, &request).await;
         let answer = self.shared.call("Restore", false, Some(limit), send).await?;
         Ok(ProcessId { pid: pid(answer.pid), start: answer.pid_start })
@@ -515,5 +515,20 @@ mod tests {
         assert!(matches!(monitor.state().await, Err(Error::NotRunning { .. })));
         assert!(monitor.attach(false).await.unwrap_err().is_unreachable());
         monitor.shutdown(true).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_longest_limits_are_limits() {
+        let monitor = Monitor::at("/nowhere");
+        assert!(monitor.wait(Some(Duration::MAX)).await.is_err());
+        assert!(monitor.poll_events(0, Duration::MAX).await.is_err());
+        let forever = Some(Duration::MAX);
+        let create = CreateOptions { timeout: forever, ..CreateOptions::new("/b") };
+        assert!(monitor.create(&create).await.is_err());
+        assert!(monitor.restore(&RestoreOptions { create, ..Default::default() }).await.is_err());
+        let mut exec = ExecSyncOptions { timeout: forever, ..ExecSyncOptions::new(["true"]) };
+        assert!(monitor.exec_sync(&exec).await.is_err());
+        exec.max_output = Some(1);
+        assert!(monitor.exec_sync(&exec).await.is_err());
     }
 }

@@ -117,13 +117,20 @@ impl Monitor {
         }
         drop(reaper);
         let monitor = Self::connect(config.dir()).await?;
-        if !config.cgroups.is_empty() {
-            let pid = monitor.info().await?.pid;
-            for cgroup in &config.cgroups {
-                join_cgroup(cgroup, pid)?;
-            }
+        if let Err(error) = monitor.join_cgroups(&config.cgroups).await {
+            // Nobody will know of it: it must not stay and hold the id.
+            let _ = monitor.shutdown(true).await;
+            return Err(error);
         }
         Ok(monitor)
+    }
+
+    async fn join_cgroups(&self, cgroups: &[PathBuf]) -> Result<()> {
+        if cgroups.is_empty() {
+            return Ok(());
+        }
+        let pid = self.info().await?.pid;
+        cgroups.iter().try_for_each(|cgroup| join_cgroup(cgroup, pid))
     }
 }
 

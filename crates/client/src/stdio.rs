@@ -117,10 +117,14 @@ impl Pending {
         let (out_tx, out_rx) = mpsc::channel(QUEUE);
         let (err_tx, err_rx) = mpsc::channel(QUEUE);
         let (end_tx, end_rx) = watch::channel(None);
-        let pump = Pump { connection: self.connection.clone(), stdout: Some(out_tx), stderr: Some(err_tx) };
+        let mut pump =
+            Pump { connection: self.connection.clone(), stdout: Some(out_tx), stderr: Some(err_tx) };
         let task = tokio::spawn(async move {
             let end = pump.run().await;
+            // Told while the halves are still open: one that saw its end first would take a loss for the end of the
+            // stream.
             let _ = end_tx.send(Some(end));
+            drop(pump);
         });
         let guard = Arc::new(Guard(task.abort_handle()));
         let output = |packets| OutputReader {
@@ -153,7 +157,7 @@ struct Pump {
 }
 
 impl Pump {
-    async fn run(mut self) -> StdioEnd {
+    async fn run(&mut self) -> StdioEnd {
         let mut buffer = vec![0; PAYLOAD + 1];
         loop {
             let n = match self.connection.receive(&mut buffer).await {
@@ -387,6 +391,17 @@ mod tests {
         let (mut io, shim) = pair();
         drop(shim);
         assert!(io.stdout.read_to_end(&mut out).await.is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_loss_is_never_taken_for_the_end() {
+        for round in 0..2000 {
+            let (mut io, shim) = pair();
+            let reader = tokio::spawn(async move { io.stdout.read_to_end(&mut Vec::new()).await });
+            say(&shim, b"\x00Dtoo slow");
+            let read = reader.await.unwrap();
+            assert!(read.is_err(), "round {round}: {read:?}");
+        }
     }
 
     #[tokio::test]

@@ -171,7 +171,7 @@ impl Exit {
         };
         let status = match reason {
             ExitReason::Code(code) => code,
-            ExitReason::Signal { signal, .. } => 128 + signal,
+            ExitReason::Signal { signal, .. } => signal.saturating_add(128),
             ExitReason::Unknown(_) => 255,
         };
         Self {

@@ -107,7 +107,7 @@ impl Exit {
     pub fn shell_code(self) -> i32 {
         match self {
             Self::Code(code) => i32::from(code),
-            Self::Signal { signal, .. } => 128 + signal,
+            Self::Signal { signal, .. } => signal.saturating_add(128),
             Self::Unknown(_) => 255,
         }
     }
@@ -144,6 +144,8 @@ mod tests {
         assert_eq!(WaitStatus::from_raw(0x137f), None);
         assert_eq!(Exit::from(WaitStatus::Signaled { signal: 34, core: false }).shell_code(), 162);
         assert_eq!(Exit::Unknown(UnknownReason::MonitorLost).shell_code(), 255);
+        // A record on disk may hold any number.
+        assert_eq!(Exit::Signal { signal: i32::MAX, core: false }.shell_code(), i32::MAX);
     }
 
     #[test]
