@@ -514,6 +514,75 @@ fn state_is_private() {
     place.finish();
 }
 
+/// `--rm` holds whoever is there at the end: nobody, a client that was killed, one that left.
+#[test]
+fn rm_does_not_need_its_client() {
+    let place = Place::new("auto");
+    let gone = |id: &str| wait_for("the container to be removed", || !place.root().join(id).exists());
+    gone(&place.detached(&["--rm"], "exit 3"));
+
+    let id = unique_id("cli");
+    let args = ["run", "--rm", "--id", &id, "--read-only", "--rootfs", root(), "-e", "PATH=/bin"];
+    let script = ["--", "sh", "-c", "echo up; sleep 1000"];
+    let args: Vec<&str> = args.into_iter().chain(script).collect();
+    let mut client = place.command(&args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    wait_for("the container to run", || place.run(&["logs", &id]).stdout == b"up\n");
+    client.kill().unwrap();
+    client.wait().unwrap();
+    assert_eq!(place.json(&["inspect", &id])["status"], "running");
+    place.good(&["kill", &id]);
+    gone(&id);
+    wait_for("the bundles to be removed", || !place.root().join(".bundles").exists());
+    place.finish();
+}
+
+/// Exit codes and words of commands that were called wrongly or for nothing.
+#[test]
+fn mistakes_are_told_as_docker_tells_them() {
+    let place = Place::new("wrong");
+    let fails = |args: &[&str]| {
+        let out = place.run(args);
+        (out.status.code().unwrap_or(-1), text(&out.stderr))
+    };
+    for command in ["start", "stop", "kill", "pause", "rm", "wait", "stats", "inspect", "events", "logs"] {
+        let (code, said) = fails(&[command, "nope"]);
+        assert!(code == 1 && said.contains("no container nope"), "{command}: {code} {said}");
+    }
+    for args in [&["exec", "nope", "true"][..], &["attach", "nope"], &["start", "-a", "nope"]] {
+        let (code, said) = fails(args);
+        assert!(code == 125 && said.contains("no container nope"), "{args:?}: {code} {said}");
+    }
+    for args in [&["ps", "--bogus"][..], &["stop", "-t"], &["logs", "--tail", "x", "y"], &["start"]] {
+        assert_eq!(fails(args).0, 2, "{args:?}");
+    }
+    let id = unique_id("cli");
+    place.good(&[
+        "create",
+        "--id",
+        &id,
+        "--read-only",
+        "--rootfs",
+        root(),
+        "-e",
+        "PATH=/bin",
+        "sleep",
+        "1000",
+    ]);
+    assert_eq!(fails(&["start", "-a", "--detach-keys", "xx", &id]).0, 125);
+    assert_eq!(place.json(&["inspect", &id])["status"], "created", "it was not started");
+    place.good(&["start", &id]);
+    assert_eq!(fails(&["exec", "-i", "--timeout", "5", &id, "cat"]).0, 125);
+    let mut env = place.command(&["exec", "-e", "PINTLE_TEST_OWN", "-e", "PINTLE_TEST_NONE", &id, "env"]);
+    let env = text(&output_within(env.env("PINTLE_TEST_OWN", "a b")).stdout);
+    assert!(env.contains("PINTLE_TEST_OWN=a b\n") && !env.contains("NONE"), "{env}");
+    place.good(&["kill", &id]);
+    place.good(&["wait", &id]);
+    let all = place.json(&["ps"]);
+    assert!(all[0]["id"] == id.as_str() && all[0]["pid"].is_null(), "{all}");
+    place.good(&["rm", &id]);
+    place.finish();
+}
+
 /// A user without root runs a container in a user namespace of runc.
 #[test]
 fn a_user_without_root_runs_a_container() {

@@ -69,6 +69,15 @@ pub(crate) fn one_id(ids: Vec<String>) -> Result<String> {
     }
 }
 
+/// A variable of the environment as `NAME=VALUE`; a name alone stands for our own value. None if we have none.
+pub(crate) fn variable(value: String) -> Result<Option<String>> {
+    match value.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(Some(value)),
+        None if !value.is_empty() => Ok(std::env::var(&value).ok().map(|own| format!("{value}={own}"))),
+        _ => Err(usage(format!("{value:?} is not NAME=VALUE"))),
+    }
+}
+
 /// A signal by number, by name, with or without `SIG`.
 pub(crate) fn signal(value: &str) -> Result<i32> {
     if let Ok(n) = value.parse::<i32>() {
@@ -155,6 +164,10 @@ mod tests {
         assert!(duration("-1").is_err() && duration("1d").is_err() && duration("").is_err());
         assert_eq!(cpus("0.5").unwrap(), (50_000, 100_000));
         assert!(cpus("0").is_err() && cpus("many").is_err());
+        assert_eq!(variable("A=b=c".into()).unwrap().as_deref(), Some("A=b=c"));
+        assert_eq!(variable("PATH".into()).unwrap(), std::env::var("PATH").ok().map(|v| format!("PATH={v}")));
+        assert_eq!(variable("PINTLE_NOT_SET_ANYWHERE".into()).unwrap(), None);
+        assert!(variable("=x".into()).is_err() && variable(String::new()).is_err());
         assert!(check_id("web-1").is_ok() && check_id("../x").is_err() && check_id(".x").is_err());
         assert!(check_id("").is_err() && check_id(&"x".repeat(129)).is_err());
     }

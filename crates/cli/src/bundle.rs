@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use crate::args::usage;
+use crate::args::{self, usage};
 use crate::context::Context;
 
 /// What the configuration is made from.
@@ -105,18 +105,10 @@ fn config(options: &Options, rootfs: &Path, root: bool) -> Result<Value> {
         env.push(format!("TERM={}", std::env::var("TERM").unwrap_or_else(|_| "xterm".into())));
     }
     for variable in &options.env {
-        match variable.split_once('=') {
-            Some((name, _)) if !name.is_empty() => {
-                env.retain(|e| e.split('=').next() != Some(name));
-                env.push(variable.clone());
-            }
-            // A name alone passes on our own value.
-            None if !variable.is_empty() => {
-                if let Ok(value) = std::env::var(variable) {
-                    env.push(format!("{variable}={value}"));
-                }
-            }
-            _ => return Err(usage(format!("{variable} is not NAME=VALUE"))),
+        if let Some(variable) = args::variable(variable.clone())? {
+            let name = variable.split('=').next();
+            env.retain(|e| e.split('=').next() != name);
+            env.push(variable);
         }
     }
     let mut namespaces = vec![

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use lexopt::prelude::*;
-use pintle_client::{Entry, Error, Event, State, Stats, Status};
+use pintle_client::{Entry, Error, Event, ProcessId, State, Stats, Status};
 use serde_json::{Value, json};
 
 use crate::args::{self, one_id, text, unknown};
@@ -52,17 +52,26 @@ impl Row {
             .is_some_and(|s| matches!(s.status, Status::Running | Status::Paused | Status::Created))
     }
 
+    /// The first process while it is there: the number of one that has ended may be another's by now.
+    fn pid(&self) -> Option<i32> {
+        self.state.as_ref().and_then(living).map(|p| p.pid)
+    }
+
     fn json(&self) -> Value {
         let exit = self.state.as_ref().and_then(|s| s.exit.as_ref()).or(self.entry.exit.as_ref());
         json!({
             "id": self.entry.id,
             "status": self.status(),
-            "pid": self.state.as_ref().and_then(|s| s.process).map(|p| p.pid),
+            "pid": self.pid(),
             "created_at": self.state.as_ref().and_then(|s| s.created_at).map(rfc3339),
             "exit": exit.map(exit_json),
             "bundle": self.state.as_ref().map(|s| s.bundle.clone()),
         })
     }
+}
+
+fn living(state: &State) -> Option<ProcessId> {
+    state.process.filter(|_| state.exit.is_none())
 }
 
 pub(crate) async fn ps(cx: Context, args: Vec<OsString>) -> Result<i32> {
@@ -111,7 +120,7 @@ fn cells(row: &Row) -> Vec<String> {
     vec![
         row.entry.id.clone(),
         if terminal::colours() { format!("\x1b[{colour}m{status}\x1b[0m") } else { status.into() },
-        state.and_then(|s| s.process).map_or_else(|| "-".into(), |p| p.pid.to_string()),
+        row.pid().map_or_else(|| "-".into(), |pid| pid.to_string()),
         output::ago(state.and_then(|s| s.created_at)),
         exit.map_or_else(|| "-".into(), exit_text),
         state.map_or_else(|| "-".into(), |s| s.bundle.display().to_string()),
@@ -174,8 +183,8 @@ async fn document(cx: &Context, id: &str) -> Result<Value> {
         "id": id,
         "status": state.status.as_str(),
         "stopping": state.stopping,
-        "pid": state.process.map(|p| p.pid),
-        "pid_start": state.process.map(|p| p.start),
+        "pid": living(&state).map(|p| p.pid),
+        "pid_start": living(&state).map(|p| p.start),
         "bundle": state.bundle,
         "dir": dir,
         "log_path": state.log_path,

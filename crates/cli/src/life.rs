@@ -1,14 +1,14 @@
 //! A container's life: run, create, start, stop, and all that changes it.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use lexopt::prelude::*;
 use pintle_client::{CheckpointOptions, CreateOptions, Error, Exit, LogOptions, Monitor, RestoreOptions};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::{self, one_id, text, unknown, usage};
 use crate::bundle::{self, Resources};
@@ -25,7 +25,7 @@ usage: pintle run [options] --rootfs DIR [--] PROGRAM [ARGUMENT...]
   -i, --interactive       pass on standard input
   -t, --tty               give the process a terminal
   -d, --detach            do not stay: print the id and return
-      --rm                remove the container after its end
+      --rm                remove the container after its end, also when nobody stays with it
       --id ID             id of the container; default: a new one
   -b, --bundle DIR        OCI bundle; a directory with config.json
       --rootfs DIR        make the OCI configuration for this root file system
@@ -135,6 +135,9 @@ fn read(cx: &Context, args: Vec<OsString>) -> Result<Making> {
         }
         Some(file) => create.logs.push(size(LogOptions::file(absolute(file)?))),
     }
+    if remove {
+        create.exit_command = removal(cx, &id)?;
+    }
     create.bundle = match (bundle, &spec.rootfs) {
         (Some(_), Some(_)) => return Err(usage("--bundle and --rootfs exclude each other")),
         (None, None) => return Err(usage("--rootfs or --bundle is missing")),
@@ -145,6 +148,15 @@ fn read(cx: &Context, args: Vec<OsString>) -> Result<Making> {
         }
     };
     Ok(Making { id, create, interactive, detached, remove, keys, image })
+}
+
+/// What the shim runs after the end of a container that is to be removed: we may have left by then.
+fn removal(cx: &Context, id: &str) -> Result<Vec<String>> {
+    let program = std::env::current_exe().context("find the path of pintle for --rm")?;
+    [program.as_os_str(), "--root".as_ref(), cx.root.as_os_str(), "rm".as_ref(), id.as_ref()]
+        .iter()
+        .map(|word| text(word.to_os_string()))
+        .collect()
 }
 
 /// A new id: time and pid are enough, since an id in use is refused.
@@ -217,8 +229,13 @@ async fn foreground(cx: &Context, making: &Making, monitor: &Monitor) -> Result<
         output::line(&making.id)?;
         return Ok(0);
     }
-    // Before the start, so that not a byte is missed.
+    // Before the start, so that not a byte is missed, nor the end of a container that is removed at once.
     let attached = monitor.attach(making.interactive).await?;
+    let ending = {
+        let (cx, id) = (cx.clone(), making.id.clone());
+        tokio::spawn(async move { session::wait(&cx, &id).await })
+    };
+    tokio::task::yield_now().await;
     started(cx, making, monitor).await?;
     let peer = session::Peer { monitor: monitor.clone(), exec: String::new() };
     let end = session::run(attached.stdio, peer, attached.terminal, making.interactive, making.keys.clone())
@@ -226,14 +243,27 @@ async fn foreground(cx: &Context, making: &Making, monitor: &Monitor) -> Result<
     if let Some(code) = session::left(&end) {
         return Ok(code);
     }
-    let exit = session::wait(cx, &making.id).await?;
+    let exit = ending.await.context("wait for the end")??;
     if exit.oom_killed {
         eprintln!("pintle: {} was killed for want of memory", making.id);
     }
     if making.remove {
-        delete(cx, &making.id, true).await?;
+        removed(cx, monitor, &making.id).await?;
     }
     Ok(exit.status)
+}
+
+/// Returns when a container with `--rm` is gone: its exit command removes it, and we do if that one failed.
+async fn removed(cx: &Context, monitor: &Monitor, id: &str) -> Result<()> {
+    gone(monitor).await;
+    if !monitor.dir().exists() {
+        bundle::remove(cx, id);
+        return Ok(());
+    }
+    match delete(cx, id, true).await {
+        Err(_) if !monitor.dir().exists() => Ok(()),
+        other => other,
+    }
 }
 
 /// Starts the container; one that does not start is not left behind.
@@ -289,12 +319,14 @@ pub(crate) async fn start(cx: Context, args: Vec<OsString>) -> Result<i32> {
         })
         .await;
     }
+    output::set_foreground(true);
     let id = one_id(ids)?;
+    let keys = Detach::parse(&keys)?;
     let monitor = cx.monitor(&id)?;
     let attached = monitor.attach(stdin).await?;
     monitor.start().await?;
     let peer = session::Peer { monitor: monitor.clone(), exec: String::new() };
-    let end = session::run(attached.stdio, peer, attached.terminal, stdin, Detach::parse(&keys)?).await?;
+    let end = session::run(attached.stdio, peer, attached.terminal, stdin, keys).await?;
     if let Some(code) = session::left(&end) {
         return Ok(code);
     }
@@ -309,7 +341,7 @@ async fn each(ids: Vec<String>, mut act: impl AsyncFnMut(&str) -> Result<()>) ->
     let mut code = 0;
     for id in &ids {
         if let Err(e) = act(id).await {
-            code = output::report(&e.context(id.clone()));
+            code = code.max(output::report(&e.context(id.clone())));
         }
     }
     Ok(code)
@@ -626,19 +658,54 @@ async fn delete(cx: &Context, id: &str, force: bool) -> Result<()> {
         }
         bail!("no container {id}");
     }
+    if pintle_client::has_shim(&dir) {
+        bail!("the shim of {id} is being replaced; try again");
+    }
     if pintle_client::read_exit_record(&dir).is_none() && !force {
         bail!(
             "the shim of {id} was lost and the container may live: pintle adopt {id}, or pintle rm -f {id}"
         );
     }
-    let path = if cx.runtime.path.as_os_str().is_empty() { "runc".into() } else { cx.runtime.path.clone() };
-    let mut command = Command::new(&path);
-    if !cx.runtime.root.as_os_str().is_empty() {
-        command.arg("--root").arg(&cx.runtime.root);
-    }
+    let document = std::fs::read(dir.join("state.json")).unwrap_or_default();
+    let document = serde_json::from_slice::<Value>(&document).unwrap_or_default();
+    let [program, args @ ..] = &runtime_of(cx, &document)[..] else { bail!("no runtime for {id}") };
     // The runtime may know nothing of it any more; what counts is that it is gone afterwards.
-    let _ = command.args(["delete", "--force", id]).output();
+    let _ = Command::new(program).args(args).args(["delete", "--force", id]).output();
     std::fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
     bundle::remove(cx, id);
     Ok(())
+}
+
+/// The runtime that made a container whose shim is lost, and its global arguments: as the shim wrote them down, unless
+/// the user names others.
+fn runtime_of(cx: &Context, document: &Value) -> Vec<OsString> {
+    let told = &document["spec"]["runtime"];
+    let pick = |own: &Path, key: &str| match own.as_os_str().is_empty() {
+        true => told[key].as_str().unwrap_or_default().into(),
+        false => own.as_os_str().to_owned(),
+    };
+    let program = pick(&cx.runtime.path, "path");
+    let mut words = vec![if program.is_empty() { "runc".into() } else { program }];
+    let extra = told["args"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    words.extend(extra.map(OsString::from));
+    let root = pick(&cx.runtime.root, "root");
+    if !root.is_empty() {
+        words.extend(["--root".into(), root]);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_container_is_removed_with_the_runtime_that_made_it() {
+        let (mut cx, _, _) = crate::context::parse(vec!["rm".into()]).unwrap().unwrap();
+        let told = json!({"spec": {"runtime": {"path": "crun", "root": "/r", "args": ["--debug"]}}});
+        assert_eq!(runtime_of(&cx, &told), ["crun", "--debug", "--root", "/r"]);
+        assert_eq!(runtime_of(&cx, &Value::Null), ["runc"]);
+        cx.runtime.path = "youki".into();
+        assert_eq!(runtime_of(&cx, &told), ["youki", "--debug", "--root", "/r"]);
+    }
 }

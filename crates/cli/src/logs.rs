@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use lexopt::prelude::*;
+use pintle_client::Error;
 
 use crate::args::{self, one_id, text, unknown, usage};
 use crate::context::Context;
@@ -17,9 +18,10 @@ use crate::output;
 const LOGS: &str = "\
 usage: pintle logs [options] ID
 
-  -f, --follow       go on until the container ends
-      --tail N       only the last N lines
-      --since TIME   only what is younger: a time span such as 10m, or 2026-11-27T02:42:00Z
+  -f, --follow       go on until the container ends; with --file alone until interrupted
+  -n, --tail N       only the last N lines of the current file; default: all
+      --since TIME   only what is younger: a time span such as 10m or 1h30m, a number of seconds since 1970, or
+                     a time such as 2026-11-27T02:42:00Z (without a zone, or a date alone: UTC)
   -t, --timestamps   print each line's time
       --file FILE    read this log instead of the container's
 ";
@@ -41,7 +43,7 @@ pub(crate) async fn logs(cx: Context, args: Vec<OsString>) -> Result<i32> {
     while let Some(arg) = parser.next()? {
         match arg {
             Short('f') | Long("follow") => follow = true,
-            Long("tail") => tail = Some(parser.value()?.parse::<usize>()?),
+            Short('n') | Long("tail") => tail = lines(&text(parser.value()?)?)?,
             Long("since") => since = Some(point(&text(parser.value()?)?)?),
             Short('t') | Long("timestamps") => timestamps = true,
             Long("file") => file = Some(PathBuf::from(parser.value()?)),
@@ -67,7 +69,8 @@ pub(crate) async fn logs(cx: Context, args: Vec<OsString>) -> Result<i32> {
     loop {
         let ended = match &id {
             Some(id) if follow => ended(&cx, id)?,
-            _ => true,
+            // Nobody tells when a file is done.
+            _ => !follow,
         };
         // Whether it has ended is asked first: what it wrote before is then all in the file.
         drain(&mut log, &mut rest, &mut show)?;
@@ -83,11 +86,21 @@ pub(crate) async fn logs(cx: Context, args: Vec<OsString>) -> Result<i32> {
     }
 }
 
+/// How many of the last lines are wanted; None for all, which docker also calls -1.
+fn lines(value: &str) -> Result<Option<usize>> {
+    match value {
+        "all" | "-1" => Ok(None),
+        n => n.parse().map(Some).map_err(|_| usage(format!("{n} is not a number of lines"))),
+    }
+}
+
 /// The log file of a container.
 async fn log_of(cx: &Context, id: &str) -> Result<PathBuf> {
     let dir = cx.dir(id)?;
-    if let Ok(state) = cx.monitor(id)?.state().await {
-        return state.log_path.with_context(|| format!("container {id} has no log file"));
+    match cx.monitor(id)?.state().await {
+        Ok(state) => return state.log_path.with_context(|| format!("container {id} has no log file")),
+        Err(Error::NotRunning { .. } | Error::Disconnected { .. }) => {}
+        Err(e) => return Err(e.into()),
     }
     let ours = dir.join("container.log");
     let state: Option<serde_json::Value> =
@@ -218,15 +231,38 @@ fn tail_in(bytes: &[u8], lines: usize, whole: bool) -> Option<usize> {
     whole.then_some(first)
 }
 
-/// A point in time: a span before now, or an RFC 3339 time.
+/// A point in time as docker and podman read it: a span before now, seconds since 1970, or an RFC 3339 time that may
+/// lack its zone or all but its date (UTC then: a log is to look the same to everybody).
 fn point(value: &str) -> Result<SystemTime> {
-    if let Some(time) = timestamp(value) {
-        return Ok(time);
+    for rest in ["", "Z", "T00:00:00Z"] {
+        if let Some(time) = timestamp(&format!("{value}{rest}")) {
+            return Ok(time);
+        }
     }
-    let span = args::duration(value).map_err(|_| {
+    let number = |c: char| c.is_ascii_digit() || c == '.';
+    if !value.is_empty() && value.chars().all(number) {
+        let since = value.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+        if let Some(time) = since.and_then(|since| UNIX_EPOCH.checked_add(since)) {
+            return Ok(time);
+        }
+    }
+    let span = span(value).ok_or_else(|| {
         usage(format!("{value} is neither a time span such as 10m nor a time such as 2026-11-27T02:42:00Z"))
     })?;
     Ok(SystemTime::now().checked_sub(span).unwrap_or(UNIX_EPOCH))
+}
+
+/// A time span of one or more numbers, each with its unit: `10m`, `1h30m`.
+fn span(value: &str) -> Option<Duration> {
+    let mut sum = Duration::ZERO;
+    let mut rest = value;
+    while !rest.is_empty() {
+        let unit = rest.find(|c: char| c.is_ascii_alphabetic())?;
+        let end = rest[unit..].find(|c: char| !c.is_ascii_alphabetic()).map_or(rest.len(), |n| unit + n);
+        sum = sum.checked_add(args::duration(&rest[..end]).ok()?)?;
+        rest = &rest[end..];
+    }
+    Some(sum).filter(|_| !value.is_empty())
 }
 
 /// Reads an RFC 3339 time.
@@ -277,6 +313,23 @@ mod tests {
         for bad in ["", "10m", "2026-13-27T02:42:00Z", "2026-11-27T02:42:00", "2026-11-27é02:42:00Z"] {
             assert_eq!(timestamp(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn points_in_time_as_users_write_them() {
+        let t = UNIX_EPOCH + Duration::from_secs(1_795_747_320);
+        for same in ["2026-11-27T02:42:00Z", "2026-11-27T02:42:00", "1795747320", "1795747320.0"] {
+            assert_eq!(point(same).unwrap(), t, "{same}");
+        }
+        assert_eq!(point("2026-11-27").unwrap(), t - Duration::from_secs(2 * 3600 + 42 * 60));
+        let then = point("1h30m").unwrap();
+        let ago = SystemTime::now().duration_since(then).unwrap();
+        assert!(ago >= Duration::from_secs(5400) && ago < Duration::from_secs(6000), "{ago:?}");
+        for bad in ["", "h", "10x", "1h30", "-5m", "1.2.3", "9e99"] {
+            assert!(point(bad).is_err(), "{bad}");
+        }
+        assert_eq!((lines("all").unwrap(), lines("-1").unwrap(), lines("7").unwrap()), (None, None, Some(7)));
+        assert!(lines("x").is_err());
     }
 
     #[test]

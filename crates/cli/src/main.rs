@@ -60,7 +60,7 @@ options:
 
 exit status of run, start -a, exec and attach: that of the process (128 + signal if a signal ended it);
 124: exec timed out; 125: pintle failed; 126, 127: the program could not be run, was not found;
-of other commands: 1 if they failed
+of other commands: 1 if they failed, 2 if they were called wrongly
 ";
 
 fn main() -> ExitCode {

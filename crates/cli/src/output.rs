@@ -83,7 +83,7 @@ pub(crate) fn report(error: &anyhow::Error) -> i32 {
         let _ = print(text);
         return 0;
     }
-    let mut text = format!("{error:#}");
+    let mut text = words(error);
     let mut code = if foreground() { 125 } else { 1 };
     if let Some(Error::Call(call)) = error.chain().find_map(|e| e.downcast_ref::<Error>()) {
         let said = call.runtime_message.trim();
@@ -99,11 +99,31 @@ pub(crate) fn report(error: &anyhow::Error) -> i32 {
             }
         }
     }
-    if error.is::<Usage>() && !foreground() {
+    let usage = error.is::<Usage>() || error.is::<lexopt::Error>();
+    if usage && !foreground() {
         code = 2;
     }
     eprintln!("pintle: {text}");
     code
+}
+
+/// The error and its causes, each told once: many errors print their cause themselves.
+fn words(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let more = match cause.downcast_ref::<Error>() {
+            Some(Error::NotRunning { dir }) if !dir.exists() => {
+                format!("no container {}", dir.file_name().unwrap_or_default().to_string_lossy())
+            }
+            _ => cause.to_string(),
+        };
+        if text.is_empty() {
+            text = more;
+        } else if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+    }
+    text
 }
 
 /// The exit status is that of a process in the container, and so ours must be told from it.
@@ -111,7 +131,12 @@ static FOREGROUND: AtomicBool = AtomicBool::new(false);
 
 /// Notes which command runs.
 pub(crate) fn command(name: &str) {
-    FOREGROUND.store(matches!(name, "run" | "exec" | "attach" | "start"), Ordering::Relaxed);
+    set_foreground(matches!(name, "run" | "exec" | "attach"));
+}
+
+/// Says whether the exit status of the command is that of a process.
+pub(crate) fn set_foreground(on: bool) {
+    FOREGROUND.store(on, Ordering::Relaxed);
 }
 
 fn foreground() -> bool {
@@ -208,6 +233,19 @@ pub(crate) fn seconds(ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_tells_each_cause_once() {
+        let io = || std::io::Error::from_raw_os_error(13);
+        let said = io().to_string();
+        let error = Error::Io { context: "reading /x".into(), source: io() };
+        assert_eq!(words(&error.into()), format!("reading /x: {said}"));
+        let error = anyhow::Error::from(io()).context("open log /x");
+        assert_eq!(words(&error), format!("open log /x: {said}"));
+        let error = anyhow::Error::from(Error::NotRunning { dir: "/nowhere/web".into() });
+        assert_eq!(words(&error), "no container web");
+        assert_eq!(words(&error.context("web")), "web: no container web");
+    }
 
     #[test]
     fn times_and_sizes() {

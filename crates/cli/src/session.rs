@@ -23,10 +23,11 @@ usage: pintle exec [options] ID PROGRAM [ARGUMENT...]
   -i, --interactive     pass on standard input
   -t, --tty             give the process a terminal
   -d, --detach          do not wait; print the id of the exec
-  -e, --env NAME=VALUE  environment variable; may be repeated
+  -e, --env NAME=VALUE  environment variable; NAME alone passes ours on; may be repeated
   -w, --cwd DIR         working directory
   -u, --user UID[:GID]  user
-      --timeout TIME    kill the process and all that it started after this time (exit status 124)
+      --timeout TIME    kill the process and all that it started after this time (exit status 124);
+                        its output is printed at its end; excludes -i and -d
       --pid-file FILE   file that gets the pid
       --detach-keys K   keys that leave the session; default ctrl-p,ctrl-q
 ";
@@ -75,6 +76,21 @@ impl Peer {
 /// out of the program).
 pub(crate) async fn run(stdio: Stdio, peer: Peer, tty: bool, stdin: bool, keys: Detach) -> Result<End> {
     let Stdio { stdin: mut to, stdout: mut from, stderr: mut from_err, control } = stdio;
+    // Signals are caught first: one that ended us in raw mode would leave the terminal in it.
+    // SIGWINCH.
+    let mut window = signal(28)?;
+    let (passed, mut signals) = mpsc::channel(8);
+    for number in [1, 2, 3, 10, 12, 15] {
+        let mut stream = signal(number)?;
+        let passed = passed.clone();
+        tokio::spawn(async move {
+            while stream.recv().await.is_some() {
+                if passed.send(number).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
     let raw = tty && stdin && terminal::is_terminal();
     if raw {
         terminal::raw().context("set the terminal to raw mode")?;
@@ -111,20 +127,6 @@ pub(crate) async fn run(stdio: Stdio, peer: Peer, tty: bool, stdin: bool, keys: 
     };
     tokio::pin!(pumps);
 
-    // SIGWINCH.
-    let mut window = signal(28)?;
-    let (passed, mut signals) = mpsc::channel(8);
-    for number in [1, 2, 3, 10, 12, 15] {
-        let mut stream = signal(number)?;
-        let passed = passed.clone();
-        tokio::spawn(async move {
-            while stream.recv().await.is_some() {
-                if passed.send(number).await.is_err() {
-                    return;
-                }
-            }
-        });
-    }
     let end = loop {
         tokio::select! {
             result = &mut pumps => break match result {
@@ -220,7 +222,7 @@ pub(crate) async fn exec(cx: Context, args: Vec<OsString>) -> Result<i32> {
             Short('i') | Long("interactive") => interactive = true,
             Short('t') | Long("tty") => options.terminal = true,
             Short('d') | Long("detach") => detached = true,
-            Short('e') | Long("env") => options.env.push(text(parser.value()?)?),
+            Short('e') | Long("env") => options.env.extend(args::variable(text(parser.value()?)?)?),
             Short('w') | Long("cwd") => options.cwd = text(parser.value()?)?,
             Short('u') | Long("user") => options.user = text(parser.value()?)?,
             Long("timeout") => timeout = Some(args::duration(&text(parser.value()?)?)?),
@@ -244,6 +246,9 @@ pub(crate) async fn exec(cx: Context, args: Vec<OsString>) -> Result<i32> {
         return Err(usage("the program to run is missing"));
     }
     let keys = Detach::parse(&keys)?;
+    if timeout.is_some() && (interactive || detached) {
+        return Err(usage("--timeout excludes -i and -d"));
+    }
     let monitor = cx.monitor(&id)?;
     if let Some(timeout) = timeout {
         return exec_sync(&monitor, options, timeout).await;
