@@ -74,7 +74,8 @@ pub fn recv_fds(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Message> {
         let mut at = libc::CMSG_FIRSTHDR(&raw const header);
         while !at.is_null() {
             if ((*at).cmsg_level, (*at).cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-                let bytes = ((*at).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+                let whole: usize = (*at).cmsg_len as _;
+                let bytes = whole.saturating_sub(libc::CMSG_LEN(0) as usize);
                 let data = libc::CMSG_DATA(at).cast::<RawFd>();
                 for n in 0..bytes / size_of::<RawFd>() {
                     fds.push(OwnedFd::from_raw_fd(data.add(n).read_unaligned()));
