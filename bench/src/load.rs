@@ -2,16 +2,22 @@
 //!
 //! `load BYTES LINE WRITE [both]`: BYTES in all; lines of LINE bytes with the newline (0: no newline at all);
 //! WRITE bytes for each `write` (0: one write for each line); `both` alternates stdout and stderr.
-//! `load read`: reads stdin to its end and exits with 0.
+//! `load read [BYTES]`: reads stdin to its end, or until it has read BYTES, and exits with 0.
 
 use std::io::{self, Read, Write};
 
 fn main() -> io::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|a| a == "read") {
+        let enough = args.get(1).and_then(|a| a.parse::<u64>().ok()).unwrap_or(u64::MAX);
         let mut buffer = vec![0; 65536];
-        let mut stdin = io::stdin().lock();
-        while stdin.read(&mut buffer)? > 0 {}
+        let (mut stdin, mut got) = (raw(0), 0);
+        while got < enough {
+            match stdin.read(&mut buffer)? {
+                0 => break,
+                n => got += n as u64,
+            }
+        }
         return Ok(());
     }
     let number = |i: usize| args.get(i).and_then(|a| a.parse::<usize>().ok()).unwrap_or(0);
@@ -42,7 +48,8 @@ fn main() -> io::Result<()> {
 
 fn raw(fd: i32) -> std::fs::File {
     std::fs::OpenOptions::new()
-        .write(true)
+        .read(fd == 0)
+        .write(fd != 0)
         .open(format!("/proc/self/fd/{fd}"))
         .expect("open a standard stream")
 }

@@ -3,8 +3,13 @@
 use std::{
     fs,
     io::{Read, Write},
-    os::fd::AsRawFd,
+    os::{fd::AsRawFd, unix::net::UnixDatagram},
+    path::Path,
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -12,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::Scale;
 use crate::{
-    lab::{Lab, Who, until},
+    lab::{Lab, Running, Who, until},
     report::Report,
 };
 
@@ -29,10 +34,13 @@ const CASES: &[(&str, usize, usize, f64, f64, f64)] = &[
 pub(crate) fn log(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
     let whole = scale.of(512 << 20, 64 << 20);
     let rounds = scale.of(5, 2);
-    let empty: Vec<f64> = Who::BOTH
-        .iter()
-        .map(|w| Ok(run(lab, *w, "k8s-file", 0, 80, 65536, false)?.1))
-        .collect::<Result<_>>()?;
+    let mut empty = Vec::new();
+    for who in Who::BOTH {
+        let runs: Vec<f64> = (0..rounds)
+            .map(|_| Ok(run(lab, who, "k8s-file", 0, 80, 65536, false)?.1))
+            .collect::<Result<_>>()?;
+        empty.push(crate::measure::quantile(&runs, 0.5));
+    }
     let one = |report: &mut Report,
                case: &str,
                driver: &str,
@@ -86,7 +94,71 @@ pub(crate) fn log(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
     }
     one(report, "both streams, 80-byte lines", "k8s-file", 80, 65536, whole / 2, true)?;
     one(report, "driver none", "none", 80, 65536, whole / 2, false)?;
+    if let Some(journal) = Journal::new()? {
+        let bytes = whole / 64;
+        let gib = bytes as f64 / f64::from(1 << 30);
+        // conmon may have been built without it.
+        for (who, empty) in Who::BOTH.into_iter().zip(&empty) {
+            let (mut cpu, mut speed) = (Vec::new(), Vec::new());
+            for _ in 0..rounds {
+                match run(lab, who, "journald", bytes, 80, 65536, false) {
+                    Ok((wall, used)) => {
+                        cpu.push((used - empty).max(0.0) / gib);
+                        speed.push(gib * 1024.0 / wall);
+                    }
+                    Err(why) if who == Who::Conmon => println!("  log       journald: {why:#}"),
+                    Err(why) => return Err(why),
+                }
+            }
+            if !cpu.is_empty() {
+                report.add("log", "driver journald: CPU", "s/GiB", who.name(), cpu);
+                report.add_more("log", "driver journald: speed", "MiB/s", who.name(), speed);
+            }
+        }
+        drop(journal);
+    }
     Ok(())
+}
+
+/// A receiver in the journal's place, which throws away what it gets: what is measured is the sender.
+struct Journal {
+    done: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Journal {
+    const PATH: &str = "/run/systemd/journal/socket";
+
+    /// None where a journal is running: it is not to be filled.
+    fn new() -> Result<Option<Self>> {
+        let path = Path::new(Self::PATH);
+        if path.exists() {
+            println!("  log       a journal is running: no row for its driver");
+            return Ok(None);
+        }
+        fs::create_dir_all(path.parent().context("no directory")?)?;
+        let socket = UnixDatagram::bind(path)?;
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        let done = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&done);
+        let thread = std::thread::spawn(move || {
+            let mut buffer = vec![0; 65536];
+            while !ended.load(Ordering::Relaxed) {
+                let _ = socket.recv(&mut buffer);
+            }
+        });
+        Ok(Some(Self { done, thread: Some(thread) }))
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = fs::remove_file(Self::PATH);
+    }
 }
 
 /// One container that writes; gives wall seconds from start to exit file and CPU seconds of the monitor.
@@ -203,14 +275,7 @@ fn attached(lab: &Lab, who: Who, bytes: usize, clients: usize, stalled: bool) ->
     let script = format!("read x; exec load {bytes} 0 65536");
     let one = lab.create(who, &["sh", "-c", &script], "none", &["-i"], None)?;
     lab.start(&one)?;
-    let socket = lab.dir.join("s").join(&one.id).join("attach");
-    until(Duration::from_secs(20), || Ok(socket.exists().then_some(())))?;
-    let connect = || -> Result<fs::File> {
-        use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket as make};
-        let fd = make(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
-        connect(fd.as_raw_fd(), &UnixAddr::new(&socket)?)?;
-        Ok(fs::File::from(fd))
-    };
+    let connect = || client(lab, &one);
     let quiet = if stalled { Some(connect()?) } else { None };
     let mut readers = Vec::new();
     for _ in 0..clients {
@@ -248,4 +313,74 @@ fn attached(lab: &Lab, who: Who, bytes: usize, clients: usize, stalled: bool) ->
     drop(quiet);
     lab.end(&one)?;
     Ok(((bytes - HEAD) as f64 / f64::from(1 << 20) / (wall - head), head))
+}
+
+/// A client of a container's attach socket.
+fn client(lab: &Lab, one: &Running) -> Result<fs::File> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket as make};
+    let socket = lab.dir.join("s").join(&one.id).join("attach");
+    until(Duration::from_secs(20), || Ok(socket.exists().then_some(())))?;
+    let fd = make(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(&socket)?)?;
+    Ok(fs::File::from(fd))
+}
+
+/// Bytes of one packet of stdin.
+const PACKET: usize = 8192;
+
+/// From an attach client to a program that reads, and over a bare packet socket.
+pub(crate) fn stdin(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
+    let bytes = scale.of(256 << 20, 32 << 20);
+    let rounds = scale.of(5, 2);
+    let (mut both, mut floor) = ([Vec::new(), Vec::new()], Vec::new());
+    for _ in 0..rounds {
+        for (i, who) in Who::BOTH.into_iter().enumerate() {
+            both[i].push(fed(lab, who, bytes)?);
+        }
+        floor.push(pair(bytes)?);
+    }
+    for (who, samples) in Who::BOTH.into_iter().zip(both) {
+        report.add_more("stdin", "attach client to program", "MiB/s", who.name(), samples);
+    }
+    report.add_more("stdin", "attach client to program", "MiB/s", "floor", floor);
+    Ok(())
+}
+
+fn fed(lab: &Lab, who: Who, bytes: usize) -> Result<f64> {
+    let one = lab.create(who, &["load", "read", &bytes.to_string()], "none", &["-i"], None)?;
+    lab.start(&one)?;
+    let mut client = client(lab, &one)?;
+    let packet = vec![b'x'; PACKET];
+    let began = Instant::now();
+    for _ in 0..bytes / PACKET {
+        client.write_all(&packet)?;
+    }
+    until(Duration::from_secs(120), || Ok(one.exit_file.exists().then_some(())))?;
+    let wall = began.elapsed().as_secs_f64();
+    drop(client);
+    lab.reap(&one)?;
+    fs::remove_dir_all(&one.bundle)?;
+    let _ = fs::remove_file(&one.exit_file);
+    Ok(bytes as f64 / f64::from(1 << 20) / wall)
+}
+
+/// The same packets from one thread to another.
+fn pair(bytes: usize) -> Result<f64> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let (mut ours, mut theirs) = (fs::File::from(ours), fs::File::from(theirs));
+    let began = Instant::now();
+    let reader = std::thread::spawn(move || -> std::io::Result<()> {
+        let (mut buffer, mut got) = (vec![0; 65536], 0);
+        while got < bytes {
+            got += theirs.read(&mut buffer)?;
+        }
+        Ok(())
+    });
+    let packet = vec![b'x'; PACKET];
+    for _ in 0..bytes / PACKET {
+        ours.write_all(&packet)?;
+    }
+    reader.join().ok().context("the reader failed")??;
+    Ok(bytes as f64 / f64::from(1 << 20) / began.elapsed().as_secs_f64())
 }

@@ -38,6 +38,7 @@ pub(crate) const GROUPS: &[Group] = &[
     ("exit", start::exit),
     ("log", log::log),
     ("attach", log::attach),
+    ("stdin", log::stdin),
     ("native", native::rpc),
     ("reopen", native::reopen),
     ("idle", start::idle),

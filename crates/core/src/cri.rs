@@ -10,120 +10,106 @@ use alloc::vec::Vec;
 /// Bytes before the content: timestamp, blank, stream, blank, tag, blank.
 pub const PREFIX_LEN: usize = STAMP_LEN + 10;
 
-/// Records up to this content length are put together on the stack.
-const SHORT: usize = 512;
-/// Size of that place.
-const BLOCK: usize = 4096;
-/// Content up to these lengths is copied as this many bytes, which is a few instructions and no call; what is too much is
-/// overwritten by the next record.
-const TINY: usize = 32;
-const SMALL: usize = 128;
+/// Room that every record may use beyond its own end: what is copied there is overwritten by the next one.
+const PAD: usize = 128;
+
+/// The least room in which [`encode_into`] always gets on.
+pub const MIN_ROOM: usize = PREFIX_LEN + MAX_RECORD + 1 + PAD;
+
+/// Room in which the records of `len` bytes of output always fit.
+pub const fn room_for(len: usize) -> usize {
+    len.saturating_mul(PREFIX_LEN + 2).saturating_add(PAD)
+}
 
 /// Appends the records of one chunk to `out`; all of them get the same timestamp, that of the read.
 pub fn encode(out: &mut Vec<u8>, stamp: &[u8; STAMP_LEN], stream: Stream, chunk: &[u8]) {
-    encode_some(out, stamp, stream, chunk, usize::MAX);
+    let mut rest = chunk;
+    while !rest.is_empty() {
+        let begin = out.len();
+        out.resize(begin + room_for(rest.len()).min(4 * MIN_ROOM), 0);
+        let room = out.get_mut(begin..).unwrap_or_default();
+        let (taken, made) = encode_into(room, stamp, stream, rest);
+        out.truncate(begin + made);
+        rest = rest.get(taken..).unwrap_or_default();
+    }
 }
 
-/// Like [`encode`], but stops after the record with which `out` has `limit` bytes or more (and some more: a block). Returns
-/// how much of the chunk it has encoded; what is left begins where a record does.
-pub fn encode_some(
-    out: &mut Vec<u8>,
-    stamp: &[u8; STAMP_LEN],
-    stream: Stream,
-    chunk: &[u8],
-    limit: usize,
-) -> usize {
-    let mut writer = Writer::new(out, stamp, stream);
-    let mut start = 0;
-    for end in memchr::memchr_iter(b'\n', chunk) {
-        while end + 1 - start > MAX_RECORD {
-            writer.put(chunk, start, MAX_RECORD, false);
-            start += MAX_RECORD;
-        }
-        writer.put(chunk, start, end + 1 - start, true);
-        start = end + 1;
-        if writer.out.len() >= limit {
+/// Writes the records of a chunk into `out`, whose content before means nothing, as long as whole records surely fit: at
+/// least one in [`MIN_ROOM`], all of them in [`room_for`] the chunk. Gives how much of the chunk was encoded, which ends
+/// where a record does, and how many bytes were written.
+pub fn encode_into(out: &mut [u8], stamp: &[u8; STAMP_LEN], stream: Stream, chunk: &[u8]) -> (usize, usize) {
+    let prefixes = [prefix(stamp, stream, b" P "), prefix(stamp, stream, b" F ")];
+    let (mut start, mut at) = (0, 0);
+    while start < chunk.len() {
+        let (len, complete) = record(chunk, start);
+        let content = at + PREFIX_LEN;
+        let end = content + len + usize::from(!complete);
+        if end + PAD > out.len() {
             break;
         }
+        if let Some(to) = out.get_mut(at..content) {
+            to.copy_from_slice(if complete { &prefixes[1] } else { &prefixes[0] });
+        }
+        let done = match len {
+            // Sizes that the compiler knows are a few instructions and no call.
+            0..=16 => copy_padded::<16>(out, content, chunk, start),
+            17..=32 => copy_padded::<32>(out, content, chunk, start),
+            33..=64 => copy_padded::<64>(out, content, chunk, start),
+            65..=96 => copy_padded::<96>(out, content, chunk, start),
+            97..=PAD => copy_padded::<PAD>(out, content, chunk, start),
+            _ => false,
+        };
+        if !done {
+            if let (Some(to), Some(from)) =
+                (out.get_mut(content..content + len), chunk.get(start..start + len))
+            {
+                to.copy_from_slice(from);
+            }
+        }
+        if let (false, Some(to)) = (complete, out.get_mut(content + len)) {
+            *to = b'\n';
+        }
+        (start, at) = (start + len, end);
     }
-    while start < chunk.len() && writer.out.len() < limit {
-        // Only the unterminated end of the chunk is left, unless the limit was reached.
-        let len = (chunk.len() - start).min(MAX_RECORD);
-        writer.put(chunk, start, len, false);
-        start += len;
-    }
-    writer.flush();
-    start
+    (start, at)
 }
 
-/// Puts short records together where the compiler knows the sizes, and appends them by the block.
-struct Writer<'a> {
-    out: &'a mut Vec<u8>,
-    prefix: [[u8; PREFIX_LEN]; 2],
-    block: [u8; BLOCK],
-    used: usize,
+fn prefix(stamp: &[u8; STAMP_LEN], stream: Stream, tag: &[u8; 3]) -> [u8; PREFIX_LEN] {
+    let mut prefix = [b' '; PREFIX_LEN];
+    let text = stamp.iter().chain(b" ").chain(stream.name().as_bytes()).chain(tag);
+    for (to, from) in prefix.iter_mut().zip(text) {
+        *to = *from;
+    }
+    prefix
 }
 
-impl<'a> Writer<'a> {
-    fn new(out: &'a mut Vec<u8>, stamp: &[u8; STAMP_LEN], stream: Stream) -> Self {
-        let mut prefix = [[b' '; PREFIX_LEN]; 2];
-        for (prefix, tag) in prefix.iter_mut().zip([b" P ", b" F "]) {
-            let text = stamp.iter().chain(b" ").chain(stream.name().as_bytes()).chain(tag);
-            for (to, from) in prefix.iter_mut().zip(text) {
-                *to = *from;
-            }
-        }
-        Self { out, prefix, block: [0; BLOCK], used: 0 }
+/// Length of the record that begins at `start`, and whether it ends a line.
+fn record(chunk: &[u8], start: usize) -> (usize, bool) {
+    // A search costs more than the record when lines are very short: look into the first eight bytes as one number.
+    let word = chunk.get(start..start + 8).and_then(|w| <[u8; 8]>::try_from(w).ok());
+    if let Some(at) = word.and_then(|w| line_feed(u64::from_le_bytes(w))) {
+        return (at + 1, true);
     }
+    let rest = chunk.get(start..).unwrap_or_default();
+    let window = rest.get(..MAX_RECORD).unwrap_or(rest);
+    match memchr::memchr(b'\n', window) {
+        Some(at) => (at + 1, true),
+        None => (window.len(), false),
+    }
+}
 
-    fn put(&mut self, chunk: &[u8], start: usize, len: usize, complete: bool) {
-        let prefix = if complete { &self.prefix[1] } else { &self.prefix[0] };
-        let Some(content) = chunk.get(start..start + len) else { return };
-        if len <= SHORT {
-            if self.used + PREFIX_LEN + SHORT + 1 > BLOCK {
-                self.flush();
-            }
-            let prefix = if complete { &self.prefix[1] } else { &self.prefix[0] };
-            let at = self.used + PREFIX_LEN;
-            if let Some(to) = self.block.get_mut(self.used..at) {
-                to.copy_from_slice(prefix);
-            }
-            let done = if len <= TINY {
-                copy_padded::<TINY>(&mut self.block, at, chunk, start)
-            } else {
-                len <= SMALL && copy_padded::<SMALL>(&mut self.block, at, chunk, start)
-            };
-            if let (false, Some(to)) = (done, self.block.get_mut(at..at + len)) {
-                to.copy_from_slice(content);
-            }
-            self.used = at + len;
-            if !complete {
-                if let Some(to) = self.block.get_mut(self.used) {
-                    *to = b'\n';
-                }
-                self.used += 1;
-            }
-            return;
-        }
-        let prefix = *prefix;
-        self.flush();
-        self.out.reserve(PREFIX_LEN + len + 1);
-        self.out.extend_from_slice(&prefix);
-        self.out.extend_from_slice(content);
-        if !complete {
-            self.out.push(b'\n');
-        }
-    }
-
-    fn flush(&mut self) {
-        self.out.extend_from_slice(self.block.get(..self.used).unwrap_or_default());
-        self.used = 0;
-    }
+/// Which byte of a little-endian word is the first line feed.
+fn line_feed(word: u64) -> Option<usize> {
+    const LOW: u64 = 0x0101_0101_0101_0101;
+    let zero_there = word ^ (LOW * b'\n' as u64);
+    // The lowest bit that is set belongs to the first zero byte; bits above it may err.
+    let found = zero_there.wrapping_sub(LOW) & !zero_there & (LOW << 7);
+    (found != 0).then(|| found.trailing_zeros() as usize / 8)
 }
 
 /// Copies `N` bytes, if both sides have as many.
-fn copy_padded<const N: usize>(block: &mut [u8; BLOCK], at: usize, chunk: &[u8], start: usize) -> bool {
-    match (chunk.get(start..start + N), block.get_mut(at..at + N)) {
+fn copy_padded<const N: usize>(out: &mut [u8], at: usize, chunk: &[u8], start: usize) -> bool {
+    match (chunk.get(start..start + N), out.get_mut(at..at + N)) {
         (Some(from), Some(to)) => {
             to.copy_from_slice(from);
             true
@@ -216,6 +202,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::string::String;
+    use std::vec;
 
     const STAMP: &[u8; STAMP_LEN] = b"2026-11-23T20:15:45.133617925+00:00";
 
@@ -281,21 +268,32 @@ mod tests {
         }
 
         #[test]
-        fn a_limit_only_cuts(
+        fn small_room_only_cuts(
             chunk in proptest::collection::vec(prop_oneof![30 => any::<u8>(), 1 => Just(b'\n')], 0..30_000),
-            limit in 0usize..40_000,
+            room in MIN_ROOM..40_000,
         ) {
             let mut whole = Vec::new();
             encode(&mut whole, STAMP, Stream::Stdout, &chunk);
             let (mut pieces, mut at) = (Vec::new(), 0);
+            let mut out = vec![b'\n'; room];
             while at < chunk.len() {
-                let mut out = Vec::new();
-                let n = encode_some(&mut out, STAMP, Stream::Stdout, &chunk[at..], limit.max(1));
-                prop_assert!(n > 0 && out.len() <= limit.max(1) + MAX_RECORD + BLOCK + PREFIX_LEN + 1);
-                pieces.extend_from_slice(&out);
-                at += n;
+                let (taken, made) = encode_into(&mut out, STAMP, Stream::Stdout, &chunk[at..]);
+                prop_assert!(taken > 0);
+                pieces.extend_from_slice(&out[..made]);
+                at += taken;
             }
             prop_assert_eq!(pieces, whole);
+        }
+
+        #[test]
+        fn all_of_a_chunk_fits(chunk in proptest::collection::vec(prop_oneof![1 => Just(b'x'), 1 => Just(b'\n')], 0..3000)) {
+            let mut out = vec![0; room_for(chunk.len())];
+            prop_assert_eq!(encode_into(&mut out, STAMP, Stream::Stdout, &chunk).0, chunk.len());
+        }
+
+        #[test]
+        fn the_first_line_feed_is_found(bytes in proptest::array::uniform8(prop_oneof![any::<u8>(), 9u8..12, Just(0x8a)])) {
+            prop_assert_eq!(line_feed(u64::from_le_bytes(bytes)), bytes.iter().position(|b| *b == b'\n'));
         }
 
         /// The plain way to write it.

@@ -25,6 +25,9 @@ pub use super::drain::{DrainPolicy, Drained};
 
 /// Bytes of one read: a pipe's default size.
 const READ: usize = 64 * 1024;
+/// A read of this much found a pipe that was nearly full. It fills again while the bytes are written to the log, so
+/// reading again costs less than asking epoll. Below it a pipe that gave less than was asked for is empty.
+const FULL: usize = 48 * 1024;
 /// Reads of one stream before others get their turn.
 const TURN: usize = 4;
 /// How long a terminal that nobody has open is left alone.
@@ -66,7 +69,7 @@ pub(super) struct Buffers {
 
 impl Buffers {
     fn new() -> Self {
-        Self { input: Vec::with_capacity(READ), scratch: Vec::new() }
+        Self { input: Vec::with_capacity(READ + MAX_RECORD), scratch: Vec::new() }
     }
 }
 
@@ -419,7 +422,7 @@ impl State {
     }
 }
 
-/// Reads until the buffer is full (`More`) or nothing is left. A terminal gives single lines, a pipe all it has.
+/// Reads a pipe once and a terminal, which gives single lines, until the buffer is full. `More` if there is likely more.
 fn fill(fd: &OwnedFd, input: &mut Vec<u8>, tty: bool, total: &mut usize) -> Turn {
     loop {
         let room = input.capacity() - input.len();
@@ -430,8 +433,8 @@ fn fill(fd: &OwnedFd, input: &mut Vec<u8>, tty: bool, total: &mut usize) -> Turn
             Ok(0) => return Turn::End,
             Ok(n) => {
                 *total += n;
-                if !tty && n < room {
-                    return Turn::Empty;
+                if !tty {
+                    return if n < FULL { Turn::Empty } else { Turn::More };
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Empty,

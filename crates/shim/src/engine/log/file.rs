@@ -272,10 +272,14 @@ impl LogSink for FileSink {
         }
         let mut rest = chunk.data;
         while !rest.is_empty() {
-            scratch.clear();
-            let done = cri::encode_some(scratch, &stamp, chunk.stream, rest, WRITE);
-            self.put(scratch, losses);
-            rest = rest.get(done..).unwrap_or_default();
+            let room = cri::room_for(rest.len()).min(WRITE);
+            if scratch.len() < room {
+                // Fresh memory from the kernel is zero already; growing would copy what means nothing.
+                *scratch = vec![0; room];
+            }
+            let (taken, made) = cri::encode_into(scratch, &stamp, chunk.stream, rest);
+            self.put(scratch.get(..made).unwrap_or_default(), losses);
+            rest = rest.get(taken..).unwrap_or_default();
         }
         self.partial[chunk.stream.index()] = chunk.data.last() != Some(&b'\n');
     }
