@@ -51,7 +51,8 @@ impl FakeRuntime {
         let mut cases = String::new();
         for (operation, act) in &self.acts {
             let body = match act {
-                Act::Hang => "while :; do sleep 1000; done".to_string(),
+                // One process, so that nothing of it outlives its kill.
+                Act::Hang => "exec sleep 1000000".to_string(),
                 Act::Fail(text, code) => format!("printf '%s\\n' {} >&2; exit {code}", quote(text)),
                 Act::FloodStderr(n) => {
                     format!("head -c {n} /dev/zero | tr '\\0' x >&2; exec \"$RUNC\" \"$@\"")
