@@ -191,10 +191,11 @@ pub fn recv_packet(fd: BorrowedFd<'_>, buf: &mut Vec<u8>, limit: usize) -> io::R
         }
     };
     let len = retry(MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT)?;
-    buf.clear();
     if len == 0 && has_ended(fd) {
+        buf.clear();
         return Ok(Received::End);
     }
+    // What it held is overwritten, so only growth has to be filled.
     buf.resize(len.min(limit), 0);
     loop {
         match recv(raw, buf, MsgFlags::MSG_DONTWAIT) {

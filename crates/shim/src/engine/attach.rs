@@ -22,6 +22,8 @@ use tokio::time::Instant;
 
 /// The longest packet taken from a client.
 const MAX_INPUT: usize = 256 * 1024;
+/// Packets taken from one client in a row before others have their turn.
+const RUN: u32 = 16;
 /// Clients read and write.
 const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
@@ -313,7 +315,7 @@ impl Hub {
         };
         // A packet of an earlier program may still be on its way.
         self.feed(Feeder::Client(id)).await;
-        let mut packet = Vec::new();
+        let (mut packet, mut run) = (Vec::new(), 0u32);
         loop {
             let Ok(mut ready) = fd.readable().await else { break };
             if self.lock().frozen {
@@ -323,6 +325,10 @@ impl Hub {
             match seqpacket::recv_packet(fd.as_fd(), &mut packet, MAX_INPUT) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready.clear_ready();
+                    run = 0;
+                    if packet.capacity() > 4096 {
+                        packet = Vec::new();
+                    }
                     continue;
                 }
                 Err(_) => break,
@@ -336,8 +342,9 @@ impl Hub {
             if !self.take_packet(id, options, &packet).await {
                 break;
             }
-            if packet.capacity() > 4096 {
-                packet = Vec::new();
+            run += 1;
+            if run % RUN == 0 {
+                tokio::task::yield_now().await;
             }
         }
         self.remove_client(id);
@@ -367,11 +374,7 @@ impl Hub {
                 }
             },
         };
-        if options.stdin && !bytes.is_empty() {
-            match self.lock().clients.iter_mut().find(|c| c.id == id) {
-                Some(client) => client.input = Pending::new(bytes.to_vec()),
-                None => return true,
-            }
+        if options.stdin && !bytes.is_empty() && !self.write_through(id, bytes) {
             self.feed(Feeder::Client(id)).await;
         }
         true

@@ -154,6 +154,29 @@ impl Hub {
         self.input.notify_waiters();
     }
 
+    /// Writes a client's bytes as far as there is room at once, without a copy; the rest is its pending input then, to be
+    /// fed. True if there is no rest.
+    pub(super) fn write_through(&self, id: ClientId, bytes: &[u8]) -> bool {
+        // Whoever feeds now has the turn; his bytes are not mixed with these.
+        let turn = self.feeding.try_lock();
+        let mut state = self.lock();
+        let written = match (&state.stdin, &turn) {
+            (Stdin::Open(fd) | Stdin::Terminal(fd), Ok(_)) if !state.frozen => {
+                // An error comes again when the rest is fed.
+                pintle_sys::bytes::write(fd.as_fd(), bytes).unwrap_or(0)
+            }
+            _ => 0,
+        };
+        state.counters.stdin += written as u64;
+        let rest = bytes.get(written..).unwrap_or_default();
+        if !rest.is_empty() {
+            if let Some(pending) = state.pending(Feeder::Client(id)) {
+                *pending = Pending::new(rest.to_vec());
+            }
+        }
+        rest.is_empty()
+    }
+
     /// Writes a feeder's pending bytes, all of them, or throws them away if there is no stdin.
     pub(super) async fn feed(&self, from: Feeder) {
         if self.lock().pending(from).is_none_or(|p| p.rest().is_empty()) {
