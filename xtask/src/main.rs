@@ -7,6 +7,7 @@ mod api_check;
 mod bench;
 mod budget;
 mod build;
+mod census;
 mod ci;
 mod codegen;
 mod demo;

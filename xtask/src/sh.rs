@@ -88,6 +88,8 @@ pub(crate) struct Captured {
     pub(crate) output: String,
     /// How long it took.
     pub(crate) took: Duration,
+    /// The pid it had.
+    pub(crate) pid: u32,
 }
 
 /// Runs the command in a process group of its own with both outputs captured.
@@ -141,7 +143,8 @@ pub(crate) fn capture(c: &mut Command, limit: Duration) -> Result<Captured> {
             break;
         }
     }
-    Ok(Captured { status, output: String::from_utf8_lossy(&bytes).into_owned(), took: began.elapsed() })
+    let output = String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Captured { status, output, took: began.elapsed(), pid: child.id() })
 }
 
 /// The last `n` lines of a text.

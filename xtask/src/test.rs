@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{build, newer, packages, sh};
+use crate::{build, census, newer, packages, sh};
 
 /// How often a failed test is tried again, alone.
 const RETRIES: u32 = 2;
@@ -281,6 +281,13 @@ impl Run {
         }
 
         let mut out = sh::capture(self.command(target).args(filters), self.limit())?;
+        // What failed may leave something, and says so itself.
+        if out.status.is_some_and(|s| s.success()) {
+            let left = self.left_behind(out.pid);
+            if !left.is_empty() {
+                outcome.failed.push(("nothing is left behind".into(), left.join("\n")));
+            }
+        }
         self.kill_leftovers();
         // 125: the guest ended by itself. That says nothing about the tests in it.
         if out.status.and_then(|s| s.code()) == Some(125) {
@@ -360,19 +367,41 @@ impl Run {
         Ok(outcome)
     }
 
+    /// What is left of a test program's containers and processes, once it has had time to go.
+    fn left_behind(&self, pid: u32) -> Vec<String> {
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let mut left = census::left(pid);
+            left.extend(self.running().into_iter().map(|(pid, what)| format!("process {pid} {what}")));
+            if left.is_empty() || Instant::now() > end {
+                return left;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Kills what the last test program left running.
     fn kill_leftovers(&self) {
-        let Ok(proc) = fs::read_dir("/proc") else { return };
+        for (pid, what) in self.running() {
+            eprintln!("left running, killed: {pid} {what}");
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+
+    /// Processes that descend from a test program.
+    fn running(&self) -> Vec<(i32, String)> {
+        let mut found = Vec::new();
+        let Ok(proc) = fs::read_dir("/proc") else { return found };
         for entry in proc.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
             let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
             if environment.split(|b| *b == 0).any(|v| v == self.marker.as_bytes()) {
                 let what = fs::read(entry.path().join("cmdline")).unwrap_or_default();
                 let what = String::from_utf8_lossy(&what).replace('\0', " ");
-                eprintln!("left running, killed: {pid} {}", what.chars().take(160).collect::<String>());
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                found.push((pid, what.chars().take(160).collect()));
             }
         }
+        found
     }
 }
 

@@ -186,7 +186,8 @@ pub fn recv_packet(fd: BorrowedFd<'_>, buf: &mut Vec<u8>, limit: usize) -> io::R
     let raw = fd.as_raw_fd();
     let retry = |flags| loop {
         match recv(raw, &mut [], flags) {
-            Err(nix::errno::Errno::EINTR) => {}
+            // A peer that closes without having read all is told by one error; what it sent before is still there.
+            Err(nix::errno::Errno::EINTR | nix::errno::Errno::ECONNRESET) => {}
             other => return other,
         }
     };
@@ -199,7 +200,7 @@ pub fn recv_packet(fd: BorrowedFd<'_>, buf: &mut Vec<u8>, limit: usize) -> io::R
     buf.resize(len.min(limit), 0);
     loop {
         match recv(raw, buf, MsgFlags::MSG_DONTWAIT) {
-            Err(nix::errno::Errno::EINTR) => {}
+            Err(nix::errno::Errno::EINTR | nix::errno::Errno::ECONNRESET) => {}
             other => {
                 buf.truncate(other?);
                 return Ok(Received::Packet);
@@ -308,5 +309,19 @@ mod tests {
         assert_eq!(accept(listener_again.as_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert!(connect_at(dir.as_fd(), "../x", SocketKind::Packet).is_err());
         std::fs::remove_dir_all(top).unwrap();
+    }
+
+    #[test]
+    fn what_a_peer_sent_before_it_closed_without_reading_is_received() {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        send_packet(theirs.as_fd(), b"data").unwrap();
+        send_packet(ours.as_fd(), b"not read").unwrap();
+        drop(theirs);
+        let mut buf = Vec::new();
+        assert_eq!(recv_packet(ours.as_fd(), &mut buf, 100).unwrap(), Received::Packet);
+        assert_eq!(buf, b"data");
+        assert_eq!(recv_packet(ours.as_fd(), &mut buf, 100).unwrap(), Received::End);
     }
 }

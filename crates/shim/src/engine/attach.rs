@@ -215,7 +215,7 @@ impl Hub {
             }
             let mut at = 0;
             while let Some(client) = state.clients.get_mut(at) {
-                if client.gone {
+                if client.gone && !client.may_feed() {
                     left.push(state.clients.swap_remove(at));
                     continue;
                 }
@@ -255,7 +255,7 @@ impl Hub {
                 self.room.notified().await;
                 continue;
             }
-            let (empty, gone) = {
+            let (empty, over) = {
                 let mut state = self.lock();
                 let Some(client) = state.clients.iter_mut().find(|c| c.id == id) else { return };
                 let empty = client.send_queued();
@@ -264,10 +264,10 @@ impl Hub {
                 } else {
                     ready.clear_ready();
                 }
-                (empty, client.gone)
+                (empty, client.gone && !client.may_feed())
             };
             self.room.notify_waiters();
-            if gone {
+            if over {
                 break;
             }
             if empty {
@@ -383,12 +383,12 @@ impl Hub {
     /// The client sends nothing any more: it has half-closed, or is gone altogether.
     async fn client_ended(self: &Arc<Self>, id: ClientId, fd: &AsyncFd<OwnedFd>) {
         let hung_up = seqpacket::hung_up(fd.as_fd());
-        let options = {
+        let (options, gone) = {
             let mut state = self.lock();
             let Some(client) = state.clients.iter_mut().find(|c| c.id == id) else { return };
             client.input_over = true;
             client.reader = None;
-            client.options
+            (client.options, client.gone)
         };
         let _ = nix::sys::socket::shutdown(fd.get_ref().as_raw_fd(), nix::sys::socket::Shutdown::Read);
         // A native client that shuts its sending side down means it; a vanished one only counts for stdin_once.
@@ -396,7 +396,7 @@ impl Hub {
         if options.stdin && meant && !self.config.leave_stdin_open {
             self.end_stdin().await;
         }
-        if hung_up {
+        if hung_up || gone {
             self.remove_client(id);
         }
     }

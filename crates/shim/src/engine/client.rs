@@ -29,13 +29,24 @@ pub(super) struct Client {
     pub(super) input_over: bool,
     pub(super) reader: Option<AbortHandle>,
     pub(super) writer: Option<AbortHandle>,
-    /// The connection failed; it is removed when the lock is free.
+    /// Nothing can be sent to it any more. What it has sent is still read, so that no input is lost and its end is seen.
     pub(super) gone: bool,
 }
 
 impl Client {
     pub(super) fn tasks(&self) -> impl Iterator<Item = AbortHandle> {
         self.reader.clone().into_iter().chain(self.writer.clone())
+    }
+
+    /// It may still feed the process.
+    pub(super) fn may_feed(&self) -> bool {
+        self.options.stdin && !self.input_over && self.reader.is_some()
+    }
+
+    fn lose(&mut self) {
+        self.gone = true;
+        self.packets = VecDeque::new();
+        self.queue.pop(self.queue.queued());
     }
 
     /// Ends the connection now. Aborted tasks let go of the descriptor only when they run next; the peer need not wait
@@ -52,7 +63,7 @@ impl Client {
             match seqpacket::send_chunk(self.fd.as_fd(), kind, data, MAX_OUTPUT) {
                 Ok(n) => sent = n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => self.gone = true,
+                Err(_) => self.lose(),
             }
         }
         if sent < data.len() && !self.gone {
@@ -82,7 +93,7 @@ impl Client {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(_) => {
-                    self.gone = true;
+                    self.lose();
                     return true;
                 }
             }
