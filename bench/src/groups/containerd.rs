@@ -1,10 +1,11 @@
-//! Memory of many containers under one containerd: our shim, Debian's Go shim, and the Rust shim where it was built.
+//! Under one containerd: our shim, Debian's Go shim, and the Rust shim where it was built. Memory of many containers, and
+//! the time that a start and an exec take.
 
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -106,17 +107,76 @@ fn shim_of(id: &str) -> Result<u32> {
     anyhow::bail!("no shim serves {id}")
 }
 
-/// The sum over all shims of each kind.
-pub(crate) fn memory_of_shims(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
+/// A shim under test: what it is called in the report, and its runtime name.
+type Kind = (&'static str, &'static str);
+
+/// All of the group.
+pub(crate) fn shims(lab: &Lab, report: &mut Report, scale: Scale) -> Result<()> {
     nix::unistd::sync();
-    let n = scale.of(50, 5);
     let daemon = Daemon::start(lab)?;
     let mut kinds = vec![("go shim", "io.containerd.runc.v2"), ("pintle", "io.containerd.pintle.v2")];
     if rust_shim(lab).is_some() {
         kinds.insert(1, ("rust shim", "io.containerd.rustrunc.v2"));
     }
     let rootfs = lab.dir.join("rootfs").display().to_string();
-    for (who, runtime) in kinds {
+    starts_and_execs(&daemon, &kinds, &rootfs, report, scale)?;
+    memory_of_shims(&daemon, &kinds, &rootfs, report, scale)
+}
+
+/// `ctr run -d` and `ctr task exec`, in turns; the client and containerd are the same for all.
+fn starts_and_execs(
+    daemon: &Daemon,
+    kinds: &[Kind],
+    rootfs: &str,
+    report: &mut Report,
+    scale: Scale,
+) -> Result<()> {
+    let ms = |began: Instant| began.elapsed().as_secs_f64() * 1e3;
+    let mut times = vec![(Vec::new(), Vec::new()); kinds.len()];
+    for round in 0..scale.of(30, 3) {
+        for ((who, runtime), (starts, execs)) in kinds.iter().zip(&mut times) {
+            let id = format!("pb{}-{}-s{round}", std::process::id(), who.replace(' ', ""));
+            let began = Instant::now();
+            let options = ["run", "-d", "--null-io", "--rootfs", "--runtime", runtime];
+            daemon.ctr(&[&options[..], &[rootfs, &id, "/bin/sleep", "100000"]].concat())?;
+            starts.push(ms(began));
+            let began = Instant::now();
+            daemon.ctr(&["task", "exec", "--exec-id", "e", &id, "/bin/true"])?;
+            execs.push(ms(began));
+            daemon.ctr(&["task", "kill", "-s", "9", &id])?;
+            until(Duration::from_secs(30), || {
+                Ok(daemon.ctr(&["task", "delete", &id]).is_ok().then_some(()))
+            })?;
+            daemon.ctr(&["container", "delete", &id])?;
+        }
+    }
+    for ((who, _), (starts, execs)) in kinds.iter().zip(times) {
+        report.add("containerd", "start (ctr run -d)", "ms", who, starts);
+        report.add("containerd", "exec (ctr task exec)", "ms", who, execs);
+    }
+    for (case, name) in [
+        ("start (ctr run -d)", "start under containerd over the Go shim, p50"),
+        ("exec (ctr task exec)", "exec under containerd over the Go shim, p50"),
+    ] {
+        let ratio = report
+            .value("containerd", case, "pintle", 0.5)
+            .zip(report.value("containerd", case, "go shim", 0.5))
+            .map(|(ours, theirs)| ours / theirs);
+        report.goal(name, ratio, 1.0, false, "x");
+    }
+    Ok(())
+}
+
+/// The sum over all shims of each kind.
+fn memory_of_shims(
+    daemon: &Daemon,
+    kinds: &[Kind],
+    rootfs: &str,
+    report: &mut Report,
+    scale: Scale,
+) -> Result<()> {
+    let n = scale.of(50, 5);
+    for (who, runtime) in kinds.iter().copied() {
         let ids: Vec<String> =
             (0..n).map(|i| format!("pb{}-{}-{i}", std::process::id(), who.replace(' ', ""))).collect();
         for id in &ids {
@@ -127,7 +187,7 @@ pub(crate) fn memory_of_shims(lab: &Lab, report: &mut Report, scale: Scale) -> R
                 "--rootfs",
                 "--runtime",
                 runtime,
-                &rootfs,
+                rootfs,
                 id,
                 "/bin/sleep",
                 "100000",

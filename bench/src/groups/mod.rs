@@ -32,7 +32,7 @@ pub(crate) const GROUPS: &[Group] = &[
     ("size", start::size),
     ("memory", memory::idle),
     ("burst", memory::burst),
-    ("containerd", containerd::memory_of_shims),
+    ("containerd", containerd::shims),
     ("startup", start::startup),
     ("exec", exec::exec),
     ("exit", start::exit),
