@@ -263,14 +263,18 @@ impl Containerd {
 impl Drop for Containerd {
     fn drop(&mut self) {
         // A test that failed leaves containers: everything of the namespace goes, shims first.
-        for round in 0..3 {
-            for pid in processes_with(&self.namespace) {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                );
+        // A process that one of them was just starting shows up in a later look.
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        loop {
+            let left = processes_with(&self.namespace);
+            if left.is_empty() || std::time::Instant::now() > end {
+                break;
             }
-            std::thread::sleep(std::time::Duration::from_millis(20 * round));
+            for pid in left {
+                let pid = nix::unistd::Pid::from_raw(pid);
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
         }
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();

@@ -679,6 +679,12 @@ fn another_runtime_by_options() {
     });
 }
 
+/// Options that name the runtime.
+fn by(runtime: &std::path::Path) -> protobuf::well_known_types::any::Any {
+    let binary_name = runtime.to_str().unwrap().to_owned();
+    pack(&runc_options::Options { binary_name, ..Default::default() })
+}
+
 /// A container that was never started is deleted with its process, and its end comes before the deletion.
 #[test]
 fn created_and_deleted() {
@@ -687,10 +693,7 @@ fn created_and_deleted() {
             let (_dir, sink, _server, settings) = daemon(Caller::Old).await;
             let shim = TaskShim::start(&sleeper(), &settings);
             let task = shim.connect().await;
-            let options = pack(&runc_options::Options {
-                binary_name: runtime.to_str().unwrap().to_owned(),
-                ..Default::default()
-            });
+            let options = by(&runtime);
             let pid = task.create(&shim, |r| r.options = Some(options).into()).await.unwrap();
             assert_eq!(task.delete("").await, Ok(137));
             assert!(!process_alive(pid));
@@ -714,10 +717,7 @@ fn execs_of_a_container_in_the_hosts_pid_namespace() {
             });
             let shim = TaskShim::start(&bundle, &settings);
             let task = shim.connect().await;
-            let options = pack(&runc_options::Options {
-                binary_name: runtime.to_str().unwrap().to_owned(),
-                ..Default::default()
-            });
+            let options = by(&runtime);
             task.create(&shim, |r| r.options = Some(options).into()).await.unwrap();
             task.start("").await.unwrap();
             task.exec("e", "sleep 1000 & sleep 1000", None).await.unwrap();
@@ -941,10 +941,7 @@ fn a_paused_container_can_be_killed() {
             let (_dir, sink, _server, settings) = daemon(Caller::Old).await;
             let shim = TaskShim::start(&sleeper(), &settings);
             let task = shim.connect().await;
-            let options = pack(&runc_options::Options {
-                binary_name: runtime.to_str().unwrap().to_owned(),
-                ..Default::default()
-            });
+            let options = by(&runtime);
             task.create(&shim, |r| r.options = Some(options).into()).await.unwrap();
             task.start("").await.unwrap();
             task.plain::<Empty>("Pause").await.unwrap();

@@ -240,6 +240,16 @@ const PRINTER: &str = "while read -r n; do case $n in x*) exit ${n#x} ;; esac; \
 /// Bytes of one of its lines.
 const LINE: u64 = 20;
 
+/// A container with a stdin that logs to this file.
+async fn logging_to(place: &Native, log: &std::path::Path, script: &str) -> Container {
+    place
+        .start_with(&Bundle::sh(script), |o| {
+            o.stdin = true;
+            o.logs[0].path = log.to_path_buf();
+        })
+        .await
+}
+
 async fn tell(c: &Container, stdin: &mut (impl tokio::io::AsyncWrite + Unpin), text: &str, total: u64) {
     tokio::io::AsyncWriteExt::write_all(stdin, format!("{text}\n").as_bytes())
         .await
@@ -257,12 +267,7 @@ async fn a_disk_that_fails_is_a_counted_loss() {
     let place = place("eio");
     let disk = Disk::new(&place, "eio");
     let log = disk.mount.join("log");
-    let c = place
-        .start_with(&Bundle::sh(PRINTER), |o| {
-            o.stdin = true;
-            o.logs[0].path = log.clone();
-        })
-        .await;
+    let c = logging_to(&place, &log, PRINTER).await;
     let mut stdin = c.monitor.attach(true).await.unwrap().stdio.stdin;
     tell(&c, &mut stdin, "100", 100 * LINE).await;
     assert_eq!(rejoin(&read_cri(&log), "stdout").len() as u64, 100 * LINE);
@@ -299,12 +304,7 @@ async fn a_log_that_does_not_reach_the_disk_is_told() {
     let place = place("sync");
     let disk = Disk::new(&place, "sync");
     let log = disk.mount.join("log");
-    let c = place
-        .start_with(&Bundle::sh(PRINTER), |o| {
-            o.stdin = true;
-            o.logs[0].path = log.clone();
-        })
-        .await;
+    let c = logging_to(&place, &log, PRINTER).await;
     let mut stdin = c.monitor.attach(true).await.unwrap().stdio.stdin;
     tell(&c, &mut stdin, "100", 100 * LINE).await;
     disk.becomes(&format!("0 {SECTORS} error"));
@@ -332,15 +332,12 @@ async fn a_slow_disk_delays_nothing() {
     disk.becomes(&format!("0 {SECTORS} delay {device} 0 0 {device} 0 {}", latency.as_millis()));
     let log = disk.mount.join("log");
     let total = 3_000_000;
-    let c = place
-        .start_with(
-            &Bundle::sh(&format!("read l; yes 0123456789012345678 | head -c {total}; read l; exit 3")),
-            |o| {
-                o.stdin = true;
-                o.logs[0].path = log.clone();
-            },
-        )
-        .await;
+    let c = logging_to(
+        &place,
+        &log,
+        &format!("read l; yes 0123456789012345678 | head -c {total}; read l; exit 3"),
+    )
+    .await;
     let mut stdin = c.monitor.attach(true).await.unwrap().stdio.stdin;
     tell(&c, &mut stdin, "go", total).await;
     let mut kept = Vec::new();
@@ -372,12 +369,7 @@ async fn a_frozen_disk_costs_time_and_no_byte() {
     let place = place("frozen");
     let disk = Disk::new(&place, "frozen");
     let log = disk.mount.join("log");
-    let held = place
-        .start_with(&Bundle::sh(PRINTER), |o| {
-            o.stdin = true;
-            o.logs[0].path = log.clone();
-        })
-        .await;
+    let held = logging_to(&place, &log, PRINTER).await;
     let mut stdin = held.monitor.attach(true).await.unwrap().stdio.stdin;
     tell(&held, &mut stdin, "10", 10 * LINE).await;
     let shim = held.shim_pid().await;

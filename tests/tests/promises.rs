@@ -226,6 +226,37 @@ async fn upgraded(monitor: &Monitor, times: usize) {
     assert_eq!(monitor.info().await.unwrap().pid, before, "another process");
 }
 
+/// A stop signal that waits for the program it is meant for is sent by the successor.
+#[tokio::test]
+async fn a_stop_signal_is_not_lost_in_an_upgrade() {
+    let place = Native::new("unsent");
+    // Says that it has started the container, which is still the runtime's own process then.
+    let fake = FakeRuntime::new().on("start", Act::Nonsense(String::new())).write(place.path());
+    // Not the first process of a pid namespace: that would not die of a signal without a handler.
+    let bundle = Bundle::new(&["/bin/sleep", "1000"]).edit(|config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|n| n["type"] != "pid");
+    });
+    let c = place.start_with(&bundle, |o| o.runtime.path = fake).await;
+    let m = c.monitor.clone();
+    let stopping = tokio::spawn(async move { m.stop(Some(libc::SIGTERM), SOON).await });
+    wait_for_async("the stop", async || {
+        let state = c.monitor.state().await.map_err(|e| e.to_string())?;
+        state.stopping.then_some(()).ok_or_else(|| "not yet".to_string())
+    })
+    .await;
+    upgraded(&c.monitor, 1).await;
+    let mut start = std::process::Command::new(pintle_tests::runc());
+    let out = pintle_tests::output_within(start.args(["start", &c.id]));
+    assert!(out.status.success(), "{out:?}");
+    let exit = c.monitor.wait(Some(SOON)).await.unwrap();
+    assert!(matches!(exit.reason, ExitReason::Signal { signal: libc::SIGTERM, .. }), "{exit:?}");
+    // The call itself belonged to the old image.
+    let _ = stopping.await.unwrap();
+    c.delete().await;
+    place.finish();
+}
+
 #[tokio::test]
 async fn an_upgrade_loses_nothing() {
     let place = Native::new("upgrade");

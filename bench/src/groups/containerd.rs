@@ -61,6 +61,18 @@ impl Daemon {
         Ok(daemon)
     }
 
+    /// Starts a container that does nothing.
+    fn run(&self, runtime: &str, rootfs: &str, id: &str) -> Result<()> {
+        let options = ["run", "-d", "--null-io", "--rootfs", "--runtime", runtime];
+        self.ctr(&[&options[..], &[rootfs, id, "/bin/sleep", "100000"]].concat())
+    }
+
+    /// Removes one that was killed, when it has ended.
+    fn remove(&self, id: &str) -> Result<()> {
+        until(Duration::from_secs(30), || Ok(self.ctr(&["task", "delete", id]).is_ok().then_some(())))?;
+        self.ctr(&["container", "delete", id])
+    }
+
     fn ctr(&self, args: &[&str]) -> Result<()> {
         let out = Command::new(find("ctr")?)
             .arg("--address")
@@ -137,8 +149,7 @@ fn starts_and_execs(
         for ((who, runtime), (starts, execs)) in kinds.iter().zip(&mut times) {
             let id = format!("pb{}-{}-s{round}", std::process::id(), who.replace(' ', ""));
             let began = Instant::now();
-            let options = ["run", "-d", "--null-io", "--rootfs", "--runtime", runtime];
-            daemon.ctr(&[&options[..], &[rootfs, &id, "/bin/sleep", "100000"]].concat())?;
+            daemon.run(runtime, rootfs, &id)?;
             starts.push(ms(began));
             let began = Instant::now();
             daemon.ctr(&["task", "exec", "--exec-id", "e", &id, "/bin/true"])?;
@@ -180,18 +191,7 @@ fn memory_of_shims(
         let ids: Vec<String> =
             (0..n).map(|i| format!("pb{}-{}-{i}", std::process::id(), who.replace(' ', ""))).collect();
         for id in &ids {
-            daemon.ctr(&[
-                "run",
-                "-d",
-                "--null-io",
-                "--rootfs",
-                "--runtime",
-                runtime,
-                rootfs,
-                id,
-                "/bin/sleep",
-                "100000",
-            ])?;
+            daemon.run(runtime, rootfs, id)?;
         }
         std::thread::sleep(Duration::from_secs(5));
         let (mut pss, mut dirty) = (0.0, 0.0);
@@ -212,8 +212,7 @@ fn memory_of_shims(
             let _ = daemon.ctr(&["task", "kill", "-s", "9", id]);
         }
         for id in &ids {
-            until(Duration::from_secs(30), || Ok(daemon.ctr(&["task", "delete", id]).is_ok().then_some(())))?;
-            daemon.ctr(&["container", "delete", id])?;
+            daemon.remove(id)?;
         }
     }
     let case = format!("{n} containers: PSS of all shims");

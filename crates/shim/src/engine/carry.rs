@@ -48,6 +48,9 @@ pub struct CarriedContainer {
     #[serde(default)]
     next_name: u64,
     stop_ms: Option<u64>,
+    /// Signal of that stop, if it is still to be sent.
+    #[serde(default)]
+    stop_signal: Option<i32>,
     last_event: u64,
     events: Vec<CarriedEvent>,
 }
@@ -164,7 +167,8 @@ impl Container {
     /// # Errors
     /// If a descriptor cannot be copied or a log cannot be handed over; call [`Container::unfreeze`] then.
     pub fn pack(&self, fds: &mut Vec<OwnedFd>) -> io::Result<CarriedContainer> {
-        let stop_ms = self.stop_left().map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+        let stop = self.stop_left();
+        let stop_ms = stop.map(|(left, _)| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
         let exit = self.exit();
         let inner = self.lock();
         let hub = match &inner.hub {
@@ -218,6 +222,7 @@ impl Container {
             execs,
             next_name: next_name(),
             stop_ms,
+            stop_signal: stop.and_then(|(_, unsent)| unsent),
             last_event: self.events.last(),
             events: events.collect(),
         })
@@ -329,7 +334,7 @@ impl Container {
         } else if carried.pid > 0 {
             container.supervise(end_of(carried.pid, carried.end.as_ref(), &reaper));
             if let Some(ms) = carried.stop_ms {
-                container.resume_stop(Duration::from_millis(ms));
+                container.resume_stop(Duration::from_millis(ms), carried.stop_signal);
             }
         }
         container.serve_attach();

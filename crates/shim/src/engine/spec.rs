@@ -153,8 +153,8 @@ impl CreateSpec {
         if process.get("args").and_then(Value::as_array).is_none_or(Vec::is_empty) {
             return Err(Failure::invalid(file.clone(), format!("{file}: no process.args")));
         }
-        let Some(root) = config.pointer("/root/path").and_then(Value::as_str).filter(|r| !r.is_empty())
-        else {
+        let root = config.get("root").and_then(|root| root.get("path")).and_then(Value::as_str);
+        let Some(root) = root.filter(|r| !r.is_empty()) else {
             return Err(Failure::invalid(file.clone(), format!("{file}: no root.path")));
         };
         let root = self.bundle.join(root);

@@ -14,6 +14,8 @@ use tokio::time::Instant;
 /// A stop under way.
 pub struct StopHandle {
     deadline: watch::Sender<Instant>,
+    /// The stop signal, until it is sent.
+    unsent: Option<i32>,
 }
 
 /// The longest timeout taken; more than any machine lives, less than the clock's range.
@@ -55,34 +57,34 @@ impl Container {
                 return Ok(());
             }
             let (sender, receiver) = watch::channel(deadline);
-            inner.stop = Some(StopHandle { deadline: sender });
+            inner.stop = Some(StopHandle { deadline: sender, unsent: Some(signal) });
             receiver
         };
-        tokio::spawn(run(self.clone(), Some(signal), receiver));
+        tokio::spawn(run(self.clone(), receiver));
         Ok(())
     }
 
-    /// Time left of a stop under way.
-    pub(super) fn stop_left(&self) -> Option<Duration> {
+    /// Time left of a stop under way, and its signal if that is still to be sent.
+    pub(super) fn stop_left(&self) -> Option<(Duration, Option<i32>)> {
         let inner = self.lock();
         let stop = inner.stop.as_ref()?;
         let left = stop.deadline.borrow().saturating_duration_since(Instant::now());
-        Some(left)
+        Some((left, stop.unsent))
     }
 
-    /// Goes on with a stop whose signal was sent before.
-    pub(super) fn resume_stop(self: &Arc<Self>, left: Duration) {
+    /// Goes on with a stop of an earlier program.
+    pub(super) fn resume_stop(self: &Arc<Self>, left: Duration, unsent: Option<i32>) {
         let (sender, receiver) = watch::channel(Instant::now() + left.min(FOREVER));
-        self.lock().stop = Some(StopHandle { deadline: sender });
-        tokio::spawn(run(self.clone(), None, receiver));
+        self.lock().stop = Some(StopHandle { deadline: sender, unsent });
+        tokio::spawn(run(self.clone(), receiver));
     }
 }
 
-async fn run(container: Arc<Container>, signal: Option<i32>, mut deadline: watch::Receiver<Instant>) {
+async fn run(container: Arc<Container>, mut deadline: watch::Receiver<Instant>) {
     container.look();
-    let (pidfd, status) = {
+    let (pidfd, status, signal) = {
         let inner = container.lock();
-        (inner.pidfd.clone(), inner.status)
+        (inner.pidfd.clone(), inner.status, inner.stop.as_ref().and_then(|s| s.unsent))
     };
     let Some(pidfd) = pidfd else { return };
     // A process that is not started yet is the runtime's own: it has no handler and nothing to save.
@@ -94,6 +96,9 @@ async fn run(container: Arc<Container>, signal: Option<i32>, mut deadline: watch
             }
             // A failed send means that it is ending, or that only SIGKILL will do.
             let _ = pidfd.signal(signal);
+            if let Some(stop) = &mut container.lock().stop {
+                stop.unsent = None;
+            }
         }
         if status == Status::Paused {
             // A frozen container cannot react to its stop signal.
