@@ -51,6 +51,11 @@ pub fn process_children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
+/// Those of its children that have ended and were not waited for.
+pub fn zombies_of(pid: u32) -> Vec<u32> {
+    process_children(pid).into_iter().filter(|child| stat(*child, 3).is_some_and(|s| s == "Z")).collect()
+}
+
 fn smaps(pid: u32, key: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     text.lines()

@@ -16,9 +16,10 @@ use nix::sys::socket::{
 };
 use serde_json::Value;
 
+use crate::audit::within_bounds;
 use crate::census::process_alive;
 use crate::tools::{conmon, runc};
-use crate::wait::{DEADLINE, eventually, output_within, wait_exit, wait_for};
+use crate::wait::{DEADLINE, eventually, let_pass, output_within, wait_exit, wait_for};
 use crate::{Bundle, TempDir, unique_id};
 
 /// Makes `command` start with these descriptors under these numbers, and without close-on-exec.
@@ -427,28 +428,49 @@ impl Running {
     }
 }
 
+impl Running {
+    /// The pid of the monitor while it runs.
+    fn alive(&self) -> Option<u32> {
+        let pid: u32 = match &self.call.pidfile {
+            Some(path) => fs::read_to_string(path).ok()?.parse().ok()?,
+            None => self.child.id(),
+        };
+        let named = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        (pid > 1 && String::from_utf8_lossy(&named).contains(&self.call.id)).then_some(pid)
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if self.deleted {
             return;
         }
         self.deleted = true;
+        let good = !std::thread::panicking();
+        if good && self.alive().is_some() {
+            within_bounds(&self.call.dir.to_string_lossy());
+        }
         let root = format!("--root={}", self.call.path("root").display());
         let is_create = self.call.path("bundle").exists();
+        // A monitor that still waits for its caller ends when that is gone.
+        self.start = None;
         if is_create {
             let mut delete = Command::new(runc());
             delete.arg(root).args(["delete", "-f", &self.call.id]);
             let _ = delete.stdout(Stdio::null()).stderr(Stdio::null()).status();
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if let Some(pid) = self.call.pidfile.as_ref().and_then(|path| fs::read_to_string(path).ok()) {
-            let pid: i32 = pid.parse().unwrap_or(0);
-            let named = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            if pid > 1 && String::from_utf8_lossy(&named).contains(&self.call.id) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+            let end = Instant::now() + DEADLINE;
+            while good && self.alive().is_some() && Instant::now() < end {
+                let _ = self.child.try_wait();
+                let_pass(Duration::from_millis(10));
             }
         }
+        let left = self.alive();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(pid) = left.and_then(|pid| i32::try_from(pid).ok()) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+        }
+        assert!(!good || !is_create || left.is_none(), "monitor {left:?} outlives its container");
     }
 }
 

@@ -8,8 +8,10 @@ use std::process::{Child, Command, Output, Stdio};
 use pintle_core::sha256;
 use serde_json::json;
 
+use crate::leftovers::{kill_all_with, processes_with};
 use crate::{
-    TempDir, containerd_shim, eventually, output_within, require_tool, rootfs, unique_id, wait_exit, wait_for,
+    DEADLINE, TempDir, containerd_shim, eventually, let_pass, output_within, require_tool, rootfs, unique_id,
+    wait_exit, wait_for,
 };
 
 /// The one image there is.
@@ -189,6 +191,7 @@ impl Containerd {
 
     /// Kills and removes a container, whatever state it is in.
     pub fn remove(&self, id: &str) {
+        crate::within_bounds(&self.namespace);
         self.ctr(&["task", "kill", "--signal", "SIGKILL", id]);
         eventually(&format!("task {id} to go"), || {
             if self.status(id).is_none() {
@@ -262,19 +265,21 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
+        // The shims of a good test have ended before it.
+        let end = std::time::Instant::now() + DEADLINE;
+        while !std::thread::panicking() && !processes_with(&self.namespace).is_empty() {
+            if std::time::Instant::now() > end {
+                break;
+            }
+            let_pass(std::time::Duration::from_millis(20));
+        }
+        let left = processes_with(&self.namespace);
         // A test that failed leaves containers: everything of the namespace goes, shims first.
         // A process that one of them was just starting shows up in a later look.
         let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        loop {
-            let left = processes_with(&self.namespace);
-            if left.is_empty() || std::time::Instant::now() > end {
-                break;
-            }
-            for pid in left {
-                let pid = nix::unistd::Pid::from_raw(pid);
-                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
+        while !processes_with(&self.namespace).is_empty() && std::time::Instant::now() < end {
+            kill_all_with(&self.namespace);
+            let_pass(std::time::Duration::from_millis(10));
         }
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -290,21 +295,10 @@ impl Drop for Containerd {
             let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
         }
         remove_cgroups(Path::new("/sys/fs/cgroup"), &self.namespace, 0);
+        if !std::thread::panicking() {
+            assert!(left.is_empty(), "the test leaves processes {left:?} of {}", self.namespace);
+        }
     }
-}
-
-/// Processes that carry the word in their command line or cgroup.
-fn processes_with(word: &str) -> Vec<i32> {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let Ok(proc) = fs::read_dir("/proc") else { return Vec::new() };
-    proc.flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            *pid != own && (String::from_utf8_lossy(&line).contains(word) || cgroup.contains(word))
-        })
-        .collect()
 }
 
 /// The runtime makes a cgroup for the namespace and leaves it.

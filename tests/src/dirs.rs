@@ -3,6 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::leftovers::{Leftovers, kill_all_with};
+use crate::wait::DEADLINE;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -12,10 +16,12 @@ pub fn unique_id(tag: &str) -> String {
     format!("pt{tag}{}x{}z", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A directory of one test, with a short path (Unix sockets end at 107 bytes), removed on drop.
+/// A directory of one test, with a short path (Unix sockets end at 107 bytes), removed on drop, when nothing that
+/// belongs to it may be left: no process, zombie, mount, cgroup, socket, runtime state.
 #[derive(Debug)]
 pub struct TempDir {
     path: PathBuf,
+    patience: Duration,
 }
 
 impl TempDir {
@@ -29,7 +35,14 @@ impl TempDir {
         fs::create_dir(&path).unwrap_or_else(|e| panic!("create {}: {e}", path.display()));
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(&path, mode).expect("set the mode of a temporary directory");
-        Self { path }
+        Self { path, patience: DEADLINE }
+    }
+
+    /// How long at its end what belongs to it may take to go; [`DEADLINE`] by default.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// The directory.
@@ -45,6 +58,18 @@ impl TempDir {
 
 impl Drop for TempDir {
     fn drop(&mut self) {
+        // Everything that carries the path or an id of a directory below must be gone; a failed test has said enough.
+        let mut left = Vec::new();
+        if !std::thread::panicking() {
+            let mut words = Leftovers::of(self.path.to_string_lossy());
+            for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.starts_with("pt") && name.ends_with('z') {
+                    words = words.and(name);
+                }
+            }
+            left = words.settle(self.patience);
+        }
         // A failed test may have left something mounted in here.
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         for line in mounts.lines().rev() {
@@ -56,6 +81,10 @@ impl Drop for TempDir {
         }
         if std::env::var_os("PINTLE_TEST_KEEP").is_none() {
             let _ = fs::remove_dir_all(&self.path);
+        }
+        if !left.is_empty() {
+            kill_all_with(&self.path.to_string_lossy());
+            panic!("the test leaves\n{}", left.join("\n"));
         }
     }
 }

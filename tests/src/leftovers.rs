@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use crate::wait::eventually;
+use crate::census::process_alive;
+use crate::wait::{eventually, let_pass};
 
 /// The words by which what belongs to a test is known: its ids and its directories.
 #[derive(Debug, Default)]
@@ -36,11 +38,25 @@ impl Leftovers {
         });
     }
 
+    /// Waits this long at most; what is left then.
+    pub fn settle(&self, patience: Duration) -> Vec<String> {
+        let end = Instant::now() + patience;
+        loop {
+            let found = self.find();
+            if found.is_empty() || Instant::now() >= end {
+                return found;
+            }
+            let_pass(Duration::from_millis(20));
+        }
+    }
+
     /// What is there now.
     pub fn find(&self) -> Vec<String> {
         let mut found = self.processes();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         found.extend(mounts.lines().filter(|l| self.named(l)).map(|l| format!("mount: {l}")));
+        let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+        found.extend(sockets.lines().filter(|l| self.named(l)).map(|l| format!("socket: {l}")));
         self.cgroups(Path::new("/sys/fs/cgroup"), 0, &mut found);
         for state in ["/run/runc", "/run/crun", "/run/user/0/runc", "/run/user/0/crun"] {
             if let Ok(dir) = fs::read_dir(state) {
@@ -59,7 +75,7 @@ impl Leftovers {
         path.file_name().is_some_and(|n| self.named(&n.to_string_lossy()))
     }
 
-    /// Processes that carry a word in their command line, and zombies that are children of such.
+    /// Processes and zombies that carry a word in their command line, cgroup or environment.
     fn processes(&self) -> Vec<String> {
         let Ok(proc) = fs::read_dir("/proc") else { return Vec::new() };
         let own = std::process::id();
@@ -72,8 +88,13 @@ impl Leftovers {
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             let cgroup = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-            if self.named(&line) || self.named(&cgroup) {
-                found.push(format!("process: {pid} {line}"));
+            // A zombie has no command line; on cgroup v2 its cgroup tells whose it was. On v1 it has left that, and
+            // is seen as a child of its shim, or by the census after the whole program.
+            let kind = if process_alive(pid) { "process" } else { "zombie" };
+            let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
+            let environ = String::from_utf8_lossy(&environ);
+            if self.named(&line) || self.named(&cgroup) || self.named(&environ) {
+                found.push(format!("{kind}: {pid} {line}"));
             }
         }
         found
@@ -97,4 +118,28 @@ impl Leftovers {
             }
         }
     }
+}
+
+/// Kills every other process that carries the word in its command line, cgroup or environment.
+pub(crate) fn kill_all_with(word: &str) {
+    for pid in processes_with(word) {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+/// Other processes that carry the word in their command line, cgroup or environment.
+pub(crate) fn processes_with(word: &str) -> Vec<i32> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let Ok(proc) = fs::read_dir("/proc") else { return Vec::new() };
+    proc.flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let texts = [String::from_utf8_lossy(&line), String::from_utf8_lossy(&environ), cgroup.into()];
+            *pid != own && texts.iter().any(|text| text.contains(word))
+        })
+        .collect()
 }

@@ -1,9 +1,12 @@
 //! Support for the end-to-end tests: real containers, and the proof that nothing of them is left.
 //!
 //! A test takes a [`TempDir`] and a [`unique_id`], writes a [`Bundle`], waits with [`wait_for`] (a
-//! condition and a generous deadline, never a fixed time) and ends with [`Leftovers`]. A program that
+//! condition and a generous deadline, never a fixed time). When its [`TempDir`] goes, nothing that carries the name of
+//! this directory or of a container in it may be left; before a shim is let go, what it holds is looked at
+//! ([`within_bounds`]). Neither can be forgotten by a test that uses this library. A program that
 //! is missing is a loud failure ([`require_tool`]), never a silent skip.
 
+mod audit;
 mod bundle;
 mod census;
 mod conmon;
@@ -20,9 +23,11 @@ mod taskshim;
 mod tools;
 mod wait;
 
+pub use audit::{AT_THE_END, Bounds, excesses, shims_of, within_bounds, within_bounds_async};
 pub use bundle::{Bundle, rootfs};
 pub use census::{
     fds, parent_of, private_dirty_kib, process_alive, process_children, pss_kib, start_time, threads,
+    zombies_of,
 };
 pub use conmon::{AttachClient, Conmon, Pipes, Running, pass_fds, process, write_fifo};
 pub use containerd::{Containerd, Event, Events, IMAGE, OURS, PEER};

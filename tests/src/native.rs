@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use pintle_client::{CreateOptions, LogOptions, Monitor, SpawnConfig, State};
 
-use crate::{Bundle, Leftovers, TempDir, runc, shim, unique_id};
+use crate::leftovers::kill_all_with;
+use crate::{Bundle, Leftovers, TempDir, eventually, runc, shim, unique_id};
 
 /// A place for containers. Dropped, it kills what the test left; [`finish`](Native::finish) proves that
 /// nothing was left.
@@ -106,28 +107,45 @@ impl Native {
         c
     }
 
-    /// Proves that nothing is left: no state directory, process, mount, cgroup.
+    /// Proves that nothing is left: no state directory, process, mount, cgroup. Done at the end of each test by
+    /// itself; here for a test that goes on.
     ///
     /// # Panics
     /// When something is.
     pub fn finish(&self) {
+        eventually("nothing to be left", || {
+            let found = self.leftovers();
+            if found.is_empty() { Ok(()) } else { Err(found.join("\n")) }
+        });
+    }
+
+    fn leftovers(&self) -> Vec<String> {
         let mut left = Leftovers::of(self.dir.path().to_string_lossy());
         for id in self.ids.lock().expect("ids").iter() {
             left = left.and(id);
         }
-        left.assert_none();
-        crate::wait_for("no state directory to be left", || {
-            std::fs::read_dir(self.root()).map_or(true, |mut d| d.next().is_none())
-        });
+        let mut found = left.find();
+        let states = std::fs::read_dir(self.root()).into_iter().flatten().flatten();
+        found.extend(states.map(|e| format!("state: {}", e.path().display())));
+        found
+    }
+
+    /// Ends what a failed test left.
+    fn kill(&self) {
+        for id in self.ids.lock().map(|ids| ids.clone()).unwrap_or_default() {
+            let _ = std::process::Command::new(runc()).args(["delete", "--force", &id]).output();
+        }
+        kill_all_with(&self.root().to_string_lossy());
     }
 }
 
 impl Container {
-    /// Deletes it, alive or not.
+    /// Deletes it, alive or not, after a look at what its shim holds.
     ///
     /// # Panics
-    /// When the shim refuses.
+    /// When the shim refuses, or holds more than it may.
     pub async fn delete(&self) {
+        crate::within_bounds_async(&self.id).await;
         self.monitor.delete(true).await.unwrap_or_else(|e| panic!("delete {}: {e:?}", self.id));
     }
 
@@ -150,33 +168,26 @@ impl Container {
 
 impl Drop for Native {
     fn drop(&mut self) {
-        // Whatever a failed test left; after a good one there is nothing.
-        let ids = self.ids.lock().map(|ids| ids.clone()).unwrap_or_default();
-        if std::fs::read_dir(self.root()).map_or(true, |mut d| d.next().is_none()) {
-            return;
-        }
-        for id in ids {
-            if std::thread::panicking() {
-                let log = self.root().join(&id).join("shim.log");
-                if let Ok(text) = std::fs::read_to_string(&log) {
-                    eprintln!("-- {}:\n{text}", log.display());
-                }
+        if !std::thread::panicking() {
+            // Killed before it is told, or a failure would leave a container.
+            let end = std::time::Instant::now() + crate::DEADLINE;
+            let mut found = self.leftovers();
+            while !found.is_empty() && std::time::Instant::now() < end {
+                crate::let_pass(Duration::from_millis(20));
+                found = self.leftovers();
             }
-            let _ = std::process::Command::new(runc()).args(["delete", "--force", &id]).output();
+            if found.is_empty() {
+                return;
+            }
+            self.kill();
+            panic!("the test leaves\n{}", found.join("\n"));
         }
-        let root = self.root();
-        let root = root.to_string_lossy();
-        let Ok(proc) = std::fs::read_dir("/proc") else { return };
-        for entry in proc.flatten() {
-            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).into_owned();
-            let pid = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok());
-            if let Some(pid) = pid.filter(|p| *p != std::process::id() as i32 && line.contains(&*root)) {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                );
+        for id in self.ids.lock().map(|ids| ids.clone()).unwrap_or_default() {
+            let log = self.root().join(&id).join("shim.log");
+            if let Ok(text) = std::fs::read_to_string(&log) {
+                eprintln!("-- {}:\n{text}", log.display());
             }
         }
+        self.kill();
     }
 }

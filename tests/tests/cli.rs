@@ -10,7 +10,7 @@ use nix::sys::termios::LocalFlags;
 use nix::unistd::Pid;
 use pintle_tests::{
     Leftovers, PtyChild, TempDir, eventually, newer_criu, output_within, pintle, rootfs, shim, unique_id,
-    wait_exit, wait_for,
+    wait_exit, wait_for, within_bounds,
 };
 use serde_json::Value;
 
@@ -35,6 +35,9 @@ impl Place {
     }
 
     fn run(&self, args: &[&str]) -> Output {
+        if args.first() == Some(&"rm") {
+            within_bounds(&self.dir.path().to_string_lossy());
+        }
         output_within(&mut self.command(args))
     }
 

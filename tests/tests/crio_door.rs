@@ -13,7 +13,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pintle_tests::{
     Act, AttachClient, Bundle, Conmon, FakeRuntime, Pipes, Running, TempDir, eventually, newer_criu,
-    parse_cri, process, process_alive, rejoin, runc, scaled, start_time, unique_id, wait_for, write_fifo,
+    parse_cri, process, process_alive, rejoin, runc, scaled, start_time, unique_id, wait_for, within_bounds,
+    write_fifo,
 };
 use serde_json::{Value, json};
 
@@ -172,6 +173,9 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
+        if !std::thread::panicking() {
+            within_bounds(&self.run.call.id);
+        }
         let mut delete = Command::new(runc());
         delete.arg(format!("--root={}", self.root.display())).args(["delete", "-f", &self.run.call.id]);
         let _ = delete.stdout(Stdio::null()).stderr(Stdio::null()).status();

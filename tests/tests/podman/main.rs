@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
-use pintle_tests::{conmon, require_tool};
+use pintle_tests::{conmon, require_tool, within_bounds};
 use world::World;
 
 /// One scenario.
@@ -51,7 +51,12 @@ fn attempt(scenario: &Scenario, world: &World, attempts: usize) -> Result<()> {
     for number in 1..=attempts {
         let started = Instant::now();
         // The support library panics at its deadlines.
-        last = catch_unwind(AssertUnwindSafe(|| (scenario.run)(world))).unwrap_or_else(|panic| {
+        let run = || {
+            (scenario.run)(world)?;
+            within_bounds(&world.dir.path().to_string_lossy());
+            Ok(())
+        };
+        last = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             Err(anyhow!("{}", text.unwrap_or_else(|| "panic".into())))
         });

@@ -15,7 +15,7 @@ use std::time::Duration;
 use pintle_client::oci::{
     CgroupManager, Config, Container, ContainerBuilder, Runtime, RuntimeHandler, Spec, Status,
 };
-use pintle_tests::{Bundle, Leftovers, TempDir, runc, shim, unique_id, wait_for_async};
+use pintle_tests::{Bundle, Leftovers, TempDir, runc, shim, unique_id, wait_for_async, within_bounds_async};
 
 /// An engine's place on disk: bundles, states, logs and shims of one test.
 pub struct Place {
@@ -105,6 +105,7 @@ impl Place {
         })
         .await;
         assert_eq!(container.state().status, Status::Stopped);
+        within_bounds_async(container.id()).await;
     }
 
     pub fn log(&self, container: &Container) -> String {
