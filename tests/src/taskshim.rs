@@ -68,6 +68,8 @@ pub struct Sink {
     got: Arc<Mutex<Vec<Told>>>,
     /// So many events are refused first.
     refuse: Arc<Mutex<u32>>,
+    /// The answer to the first event comes so much later; none again.
+    slow: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Sink {
@@ -84,6 +86,11 @@ impl Sink {
     /// Refuses the next events.
     pub fn refuse(&self, count: u32) {
         *self.refuse.lock().unwrap_or_else(PoisonError::into_inner) = count;
+    }
+
+    /// Takes the next event at once and answers so much later.
+    pub fn answer_late(&self, after: Duration) {
+        *self.slow.lock().unwrap_or_else(PoisonError::into_inner) = Some(after);
     }
 
     /// Waits until an event of this topic came; gives all.
@@ -128,6 +135,10 @@ impl Events for Sink {
         assert!(envelope.timestamp.seconds > 0, "an event without a time");
         let event = told(&envelope.topic, &envelope.event.unwrap_or_default());
         self.got.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        let late = self.slow.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(late) = late {
+            tokio::time::sleep(late).await;
+        }
         Ok(Empty::new())
     }
 }

@@ -297,8 +297,8 @@ fn exit_codes_tell_how_it_ended() {
     assert_eq!(place.good(&["wait", &id]).trim(), "7");
     let exit = place.json(&["wait", &id]);
     assert_eq!(
-        (&exit["kind"], &exit["code"], &exit["oom_killed"]),
-        (&"code".into(), &7.into(), &false.into())
+        (&exit["id"], &exit["kind"], &exit["code"], &exit["oom_killed"]),
+        (&id.as_str().into(), &"code".into(), &7.into(), &false.into())
     );
     place.good(&["rm", &id]);
     assert_eq!(code(&["wait", &id]), Some(1));

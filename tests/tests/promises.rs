@@ -138,6 +138,37 @@ async fn a_shim_may_be_lost_at_any_moment() {
     place.finish();
 }
 
+/// A runtime that never returns from create goes with its shim, before anybody adopts what it left.
+#[tokio::test]
+async fn a_runtime_that_creates_does_not_outlive_its_shim() {
+    let place = Native::new("orphan");
+    let note = place.path().join("runtime.pid");
+    let hang =
+        Act::Script(format!("echo $$ >'{0}.new'; mv '{0}.new' '{0}'; exec sleep 1000000", note.display()));
+    let fake = FakeRuntime::new().on("create", hang).write(place.path());
+    let id = unique_id("o");
+    let mut options = place.options(&id, &Bundle::sh("exit 6"));
+    options.runtime.path = fake;
+    let monitor = place.shim(&id).await;
+    let shim = monitor.info().await.unwrap().pid;
+    let create = tokio::spawn(async move { monitor.create(&options).await.is_ok() });
+    let runtime: u32 = wait_for_async("the runtime to hang", async || {
+        let text = std::fs::read_to_string(&note).map_err(|e| e.to_string())?;
+        text.trim().parse().map_err(|e| format!("{text:?}: {e}"))
+    })
+    .await;
+    kill_hard(u32::try_from(shim).unwrap());
+    wait_for("the runtime to end with its shim", || {
+        let stat = std::fs::read_to_string(format!("/proc/{runtime}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    });
+    assert!(!create.await.unwrap());
+    let monitor = adopt(&place, &id).await;
+    assert_eq!(monitor.state().await.unwrap().status, Status::Creating);
+    monitor.shutdown(true).await.unwrap();
+    place.finish();
+}
+
 /// A shim that is lost while the runtime creates leaves nothing that stands in the way.
 #[tokio::test]
 async fn a_shim_may_be_lost_during_create() {
@@ -419,6 +450,16 @@ async fn an_upgrade_that_does_not_fit_is_refused() {
         let error = c.monitor.upgrade(Some(Path::new(program))).await.unwrap_err();
         assert!(error.to_string().contains(words), "{program}: {error}");
     }
+    // One that leaves a process behind which holds its error output: neither waited for, nor left.
+    let (program, left) = (place.path().join("forks"), place.path().join("left"));
+    let script =
+        format!("#!/bin/sh\nsleep 1000000 &\necho $! >'{}'\necho too old >&2\nexit 1\n", left.display());
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let error = c.monitor.upgrade(Some(&program)).await.unwrap_err();
+    assert!(error.to_string().contains("cannot take over: too old"), "{error}");
+    let left: u32 = std::fs::read_to_string(&left).unwrap().trim().parse().unwrap();
+    wait_for("what the program left to be gone", || !std::path::Path::new(&format!("/proc/{left}")).exists());
     // An operation that lives in the old image only is not cut off.
     let m = c.monitor.clone();
     let busy = tokio::spawn(async move {

@@ -406,11 +406,16 @@ prints the exit code of each (128 + signal if a signal ended it); --json: all th
 
 pub(crate) async fn wait(cx: Context, args: Vec<OsString>) -> Result<i32> {
     let ids = only_ids(args, WAIT)?;
-    each(ids, async |id: &str| print_exit(&cx, &session::wait(&cx, id).await?)).await
+    each(ids, async |id: &str| print_exit(&cx, id, &session::wait(&cx, id).await?)).await
 }
 
-fn print_exit(cx: &Context, exit: &Exit) -> Result<()> {
-    if cx.json { output::print_json(&output::exit_json(exit)) } else { output::line(exit.status) }
+fn print_exit(cx: &Context, id: &str, exit: &Exit) -> Result<()> {
+    if !cx.json {
+        return output::line(exit.status);
+    }
+    let mut document = output::exit_json(exit);
+    document["id"] = id.into();
+    output::print_json(&document)
 }
 
 const STOP: &str = "\

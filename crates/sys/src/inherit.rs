@@ -39,6 +39,29 @@ pub fn give(command: &mut Command, fds: Vec<(OwnedFd, RawFd)>) {
     }
 }
 
+/// Has a program killed when the calling thread ends. What the program forks is not: the kernel clears the wish for
+/// children. An `execve` of the caller does not end its thread.
+///
+/// The thread that starts the command must be one that lives as long as the process.
+pub fn die_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    let wish = move || {
+        // SAFETY: prctl with integers only.
+        if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // A parent that has died before will not send it any more.
+        if std::os::unix::process::parent_id() != parent {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        Ok(())
+    };
+    // SAFETY: the closure calls only prctl and getppid, which are async-signal-safe, and allocates nothing.
+    unsafe {
+        command.pre_exec(wish);
+    }
+}
+
 /// Marks every descriptor from `first` on to be closed when another program is started: a caller's forgotten pipe
 /// must not live on in a process that stays.
 ///

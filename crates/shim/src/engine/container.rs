@@ -391,6 +391,11 @@ impl Container {
         let exit = self.reaper.watch(pid, created);
         let pidfd = PidFd::open(pid)
             .map_err(|e| Failure::system("hold the first process of", self.id.as_str(), &e))?;
+        if exit.peek().is_some() {
+            // Reaped already: what the pidfd holds may be another process with the same pid.
+            let gone = std::io::Error::from_raw_os_error(libc::ESRCH);
+            return Err(Failure::system("hold the first process of", self.id.as_str(), &gone));
+        }
         if let Some(console) = console {
             let master = receive_console(&console, &self.id).await?;
             hub.set_terminal(master)

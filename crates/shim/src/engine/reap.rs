@@ -212,6 +212,15 @@ impl Reaper {
         exit
     }
 
+    /// Holds a process that something else started below us, before anybody watches it; `since` as in
+    /// [`Reaper::watch`]. `None`: it is gone.
+    pub fn hold(&self, pid: i32, since: MonoTime) -> Option<PidFd> {
+        let held = PidFd::open(pid).ok()?;
+        // If it was reaped before the pidfd was opened, that may hold another process with the same pid.
+        let reaped = self.lock().unclaimed.iter().any(|(p, ended)| *p == pid && ended.mono >= since);
+        (!reaped).then_some(held)
+    }
+
     /// Watches a process that is not our child, by a pidfd the caller has checked to be the right one.
     pub fn watch_adopted(&self, pidfd: PidFd) -> ExitWatch {
         let exit = subscribe(&mut self.lock(), pidfd.pid());
@@ -306,6 +315,11 @@ mod tests {
             // The inner shell may have reaped it itself; then nobody can tell, and that is what is said.
             assert!(matches!(ended.exit, Exit::Code(5) | Exit::Unknown(_)), "{ended:?}");
             assert!(reaper.spawn(&mut Command::new("/no/such/file")).is_err());
+            // A pid that was reaped and given to another process is not held for the first; nor is it missed later.
+            let own = i32::try_from(std::process::id()).unwrap();
+            reaper.record(own, Ended::now(Exit::Code(0)));
+            assert!(reaper.hold(own, start).is_none());
+            assert!(reaper.hold(own, MonoTime(clock::mono().0 + 1)).is_some());
         });
     }
 }

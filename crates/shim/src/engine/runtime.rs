@@ -194,6 +194,10 @@ impl RuntimeCli {
         command.stdin(io.stdin.map_or_else(Stdio::null, Stdio::from));
         command.stdout(io.stdout.map_or_else(Stdio::piped, Stdio::from));
         command.stderr(io.stderr.map_or_else(Stdio::piped, Stdio::from));
+        if matches!(op, RuntimeOp::Create { .. } | RuntimeOp::Restore { .. } | RuntimeOp::Exec { .. }) {
+            // What it makes would be nobody's. A start, a kill or a delete under way is better carried to its end.
+            pintle_sys::inherit::die_with_parent(&mut command);
+        }
         let spawned = self.reaper.spawn(&mut command);
         // The command holds our copies of the container's ends; they must not outlive the start.
         drop(command);
@@ -263,9 +267,11 @@ pub fn kill_leftover(pid_file: &Path) {
     }
 }
 
+/// Sees a call to its end, or kills it after `limit`; gives what it said, up to [`OUTPUT_MAX`] bytes each.
+///
 /// Reads both pipes while the call runs, then what is left in them without waiting for an end of file: a process that
 /// the runtime left behind may hold them for ever.
-async fn supervise(child: Child, limit: Duration) -> Result<RunOutput, (RuntimeFailure, RunOutput)> {
+pub async fn supervise(child: Child, limit: Duration) -> Result<RunOutput, (RuntimeFailure, RunOutput)> {
     let Child { pidfd, stdout, stderr, exit, .. } = child;
     let (mut out, mut err) = (Capture::new(stdout), Capture::new(stderr));
     let deadline = tokio::time::sleep(limit);

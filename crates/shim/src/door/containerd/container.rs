@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pintle_core::runtime::RuntimeOp;
+use pintle_core::wall::MonoTime;
 use pintle_proto::containerd::task::CreateTaskRequest;
 use pintle_proto::containerd::task_events::{TaskCreate, TaskExit, TaskIO, TaskOOM};
 use pintle_sys::atomic::{Durability, write};
@@ -270,15 +271,16 @@ impl Container {
             no_new_keyring: self.options.no_new_keyring,
             extra: Vec::new(),
         };
+        let since = clock::mono();
         let ran = self.run_with_console(&self.init, &stdio, op, io).await?;
         let pid = self.cli.read_pid_file(&ran, &self.bundle.init_pid()).map_err(|e| runtime::failure(&e))?;
-        self.found_init(pid);
+        self.found_init(pid, since);
         Ok(())
     }
 
-    /// Everything that depends on init's pid.
-    pub(super) fn found_init(self: &Arc<Self>, pid: i32) {
-        self.init.set_pid(pid);
+    /// Everything that depends on the pid of init, which the runtime started after `since`.
+    pub(super) fn found_init(self: &Arc<Self>, pid: i32, since: MonoTime) {
+        self.init.set_pid(pid, &self.shared.reaper, since);
         let cgroups = Arc::new(Cgroups::of(pid));
         let oom = OomWatch::open(&cgroups).map(Arc::new);
         if let Some(e) = oom.as_ref().and_then(|watch| watch.deaf()) {

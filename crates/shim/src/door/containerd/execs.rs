@@ -167,6 +167,7 @@ impl Container {
             detach: true,
             extra: Vec::new(),
         };
+        let since = clock::mono();
         let ran = self.run_with_console(process, &stdio, op, io).await;
         // The runtime has read it.
         let _ = fs::remove_file(&document);
@@ -179,7 +180,7 @@ impl Container {
             }
         };
         let pid = self.cli.read_pid_file(&op, &pid_file).map_err(|e| runtime::failure(&e))?;
-        process.set_pid(pid);
+        process.set_pid(pid, &self.shared.reaper, since);
         Ok(pid)
     }
 
@@ -218,9 +219,14 @@ impl Container {
             stdio.finish_program(SETTLE).await;
             stdio.close();
         }
-        // Runtimes write it; an exec that never started has none.
+        let mut execs = lock(&self.execs);
+        if !execs.get(exec_id).is_some_and(|named| Arc::ptr_eq(named, &process)) {
+            // Another Delete was faster, and the name may be another exec's by now.
+            return Err(TaskError::not_found(format!("process does not exist {exec_id}")));
+        }
+        // Still under the lock, so that it is not a successor's. An exec that never started has none.
         let _ = fs::remove_file(self.bundle.exec_pid(exec_id));
-        lock(&self.execs).remove(exec_id);
+        execs.remove(exec_id);
         Ok((u32::try_from(pid).unwrap_or(0), exit))
     }
 }

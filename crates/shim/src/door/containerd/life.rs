@@ -93,9 +93,10 @@ impl Container {
             work_path: path_bytes(&work),
             extra: extra.clone(),
         };
+        let since = clock::mono();
         let ran = self.run_with_console(&self.init, &stdio, op, io).await?;
         let pid = self.cli.read_pid_file(&ran, &self.bundle.init_pid()).map_err(|e| runtime::failure(&e))?;
-        self.found_init(pid);
+        self.found_init(pid, since);
         Ok(())
     }
 

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pintle_core::exit::Exit;
-use pintle_core::wall::WallTime;
+use pintle_core::wall::{MonoTime, WallTime};
 use pintle_sys::pidfd::PidFd;
 use tokio::sync::watch;
 
 use super::stdio::{Stdio, Wanted};
-use crate::engine::reap::Ended;
+use crate::engine::reap::{Ended, Reaper};
 
 /// Where a process is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,12 +94,12 @@ impl Process {
         self.lock().stdio.clone()
     }
 
-    /// Notes the pid the runtime gave.
-    pub(super) fn set_pid(&self, pid: i32) {
+    /// Notes the pid that a runtime started after `since` gave.
+    pub(super) fn set_pid(&self, pid: i32, reaper: &Reaper, since: MonoTime) {
         let mut state = self.lock();
         state.pid = pid;
-        // It fails only where the process is gone already, and then nothing is to be signalled.
-        state.pidfd = PidFd::open(pid).ok().map(Arc::new);
+        // Where the process is gone already, nothing is to be signalled.
+        state.pidfd = reaper.hold(pid, since).map(Arc::new);
     }
 
     /// Tells those who wait that something has changed.

@@ -2,6 +2,11 @@
 //!
 //! An event that does not go through holds the queue back, so that order survives a restart of the daemon; each is
 //! given up after a bounded time, so that a daemon that never comes back does not make the queue grow for ever.
+//!
+//! An event is sent once over a connection, and its answer is waited for as long as the connection stands: a daemon that
+//! is slow or stopped has it already, and would tell it twice. Only a connection that ends without an answer makes it be
+//! sent again, since nobody can know then whether it was taken, and an end that is told twice does less harm than one
+//! that is never told.
 
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -27,8 +32,10 @@ use crate::engine::reap::Reaper;
 const QUEUE_MAX: usize = 2048;
 /// Seconds to wait after the first, second, ... failure of an event.
 const DELAYS: [u64; 5] = [1, 2, 3, 4, 5];
-/// Limit of one attempt, and of a connection.
+/// Limit of connecting, and of one call of the daemon's command.
 const ATTEMPT: Duration = Duration::from_secs(5);
+/// How long the answer of a daemon that keeps its connection is waited for.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// Where events go.
 #[derive(Debug, Clone)]
@@ -52,6 +59,14 @@ struct Queued {
     topic: &'static str,
     at: WallTime,
     event: Any,
+}
+
+/// Why an event did not go through.
+enum Unsent {
+    /// Another attempt is right.
+    Again(String),
+    /// The daemon has it and may still take it.
+    InDoubt(String),
 }
 
 /// The publisher. Cheap to clone.
@@ -153,11 +168,15 @@ impl Publisher {
             let sent = match &self.0.route {
                 Route::None => return,
                 Route::Ttrpc { socket, .. } => self.forward(socket, event, client).await,
-                Route::Program(program) => self.publish(program, event).await,
+                Route::Program(program) => self.publish(program, event).await.map_err(Unsent::Again),
             };
             match sent {
                 Ok(()) => return,
-                Err(message) => {
+                Err(Unsent::InDoubt(message)) => {
+                    self.0.logger.error(format!("event {} given up: {message}", event.topic));
+                    return;
+                }
+                Err(Unsent::Again(message)) => {
                     self.0.logger.debug(format!("event {}: {message}", event.topic));
                     last = message;
                 }
@@ -171,13 +190,15 @@ impl Publisher {
         self.0.logger.error(format!("event {} dropped: {last}", event.topic));
     }
 
-    /// One attempt over ttrpc; a connection that turns out to be closed is made anew once.
+    /// One attempt over ttrpc; a connection that turns out to be closed is made anew once, and is not used again after
+    /// an answer that did not come.
     async fn forward(
         &self,
         socket: &str,
         event: &Queued,
         client: &mut Option<EventsClient>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Unsent> {
+        let again = |message| Unsent::Again(message);
         let mut fresh = client.is_none();
         loop {
             let connected = match client.take() {
@@ -185,24 +206,28 @@ impl Publisher {
                 None => {
                     let stream = timeout(ATTEMPT, UnixStream::connect(socket))
                         .await
-                        .map_err(|_| format!("connect to {socket}: timed out"))?
-                        .map_err(|e| format!("connect to {socket}: {e}"))?;
+                        .map_err(|_| again(format!("connect to {socket}: timed out")))?
+                        .map_err(|e| again(format!("connect to {socket}: {e}")))?;
                     EventsClient::new(ttrpc::r#async::Client::new(stream.into()))
                 }
             };
             let request =
                 ForwardRequest { envelope: Some(self.envelope(event)).into(), ..Default::default() };
-            let context = ttrpc::context::with_duration(ATTEMPT);
-            match connected.forward(context, &request).await {
+            // Without a limit of its own, so that an end of the connection is told from an answer that does not come.
+            let call = connected.forward(ttrpc::context::Context::default(), &request);
+            let Ok(answer) = timeout(ANSWER, call).await else {
+                return Err(Unsent::InDoubt(format!("no answer within {} s", ANSWER.as_secs())));
+            };
+            match answer {
                 Ok(_) => {
                     *client = Some(connected);
                     return Ok(());
                 }
                 Err(ttrpc::Error::RpcStatus(status)) => {
                     *client = Some(connected);
-                    return Err(status.message);
+                    return Err(again(status.message));
                 }
-                Err(e) if fresh => return Err(e.to_string()),
+                Err(e) if fresh => return Err(again(e.to_string())),
                 Err(_) => fresh = true,
             }
         }

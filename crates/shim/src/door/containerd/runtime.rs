@@ -28,8 +28,8 @@ pub(super) fn known(cli: &RuntimeCli, id: &str) -> bool {
     known_below(cli.config().root.as_deref().unwrap_or(Path::new("/run/runc")), id)
 }
 
-/// Whether there is state of a container below a runtime's root: a directory of its name for most, files whose names
-/// begin with it for some.
+/// Whether there is state of a container below a runtime's root: a directory of its name for most, for runsc files
+/// named `ID_sandbox:SANDBOX.state`. No id holds a colon, so these are never another container's.
 pub(super) fn known_below(root: &Path, id: &str) -> bool {
     if root.join(id).exists() {
         return true;
@@ -37,7 +37,7 @@ pub(super) fn known_below(root: &Path, id: &str) -> bool {
     let Ok(entries) = std::fs::read_dir(root) else { return false };
     entries.flatten().any(|e| {
         let name = e.file_name();
-        name.to_str().and_then(|n| n.strip_prefix(id)).is_some_and(|rest| rest.starts_with(['_', '.', ':']))
+        name.to_str().and_then(|n| n.strip_prefix(id)).is_some_and(|rest| rest.starts_with("_sandbox:"))
     })
 }
 
@@ -95,5 +95,16 @@ mod tests {
             text(&error(ended, "exec: \"x\": permission denied")),
             "OCI runtime create failed: exec: \"x\": permission denied"
         );
+    }
+
+    #[test]
+    fn a_name_that_begins_another_is_not_known() {
+        let root = std::env::temp_dir().join(format!("pintle-known.{}", std::process::id()));
+        std::fs::create_dir_all(root.join("a.b")).unwrap();
+        std::fs::create_dir_all(root.join("a_c")).unwrap();
+        std::fs::write(root.join("s_sandbox:p.state"), "").unwrap();
+        let known = ["a.b", "a_c", "s", "a", "a.", "p"].map(|id| known_below(&root, id));
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!(known, [true, true, true, false, false, false]);
     }
 }

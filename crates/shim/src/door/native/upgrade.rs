@@ -12,15 +12,18 @@ use crate::engine::events::EventKind;
 use crate::engine::failure::{Failure, FailureKind};
 use crate::engine::persist::{STATE_VERSION, VERSION};
 use crate::engine::reap::Reaper;
+use crate::engine::runtime::{RuntimeFailure, supervise};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::unistd::execv;
+use nix::unistd::{Pid, execv};
 use pintle_sys::daemon;
+use pintle_sys::pidfd::PidFd;
 use serde::{Deserialize, Serialize};
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -104,24 +107,49 @@ async fn check(executable: &Path, reaper: &Reaper) -> Result<(), Failure> {
     let mut command = Command::new(executable);
     command.args(["--check-state", &STATE_VERSION.to_string()]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    // What it starts is ended with it, so that no caller need know of it.
+    command.process_group(0);
     let child = reaper.spawn(&mut command).map_err(|e| Failure::file("start", executable, &e))?;
-    let ended = match tokio::time::timeout(CHECK, child.exit.wait()).await {
-        Ok(ended) => ended,
-        Err(_) => {
-            let _ = child.pidfd.signal(libc::SIGKILL);
-            let message = format!("{shown} did not say within {} s whether it fits", CHECK.as_secs());
-            return Err(Failure::new(FailureKind::DeadlineExceeded, shown, message));
+    let group = child.pid;
+    let result = supervise(child, CHECK).await;
+    end_group(group);
+    match result {
+        Ok(_) => Ok(()),
+        Err((RuntimeFailure::TimedOut(limit), _)) => {
+            let message = format!("{shown} did not say within {} s whether it fits", limit.as_secs());
+            Err(Failure::new(FailureKind::DeadlineExceeded, shown, message))
         }
-    };
-    if ended.success() {
-        return Ok(());
+        Err((failure, output)) => {
+            let said = &output.stderr[..output.stderr.len().min(4096)];
+            let said = String::from_utf8_lossy(said);
+            let how = match failure {
+                RuntimeFailure::Ended(exit) => exit.to_string(),
+                other => format!("{other:?}"),
+            };
+            let message = format!("{shown} cannot take over: {} ({how})", said.trim());
+            Err(Failure::precondition(shown, message))
+        }
     }
-    let mut said = String::new();
-    if let Some(stderr) = child.stderr {
-        let _ = File::from(stderr).take(4096).read_to_string(&mut said);
+}
+
+/// Kills what is left of a process group whose first process has ended. Its orphans are ours by now, and what has not
+/// been reaped keeps its pid.
+fn end_group(group: i32) {
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let member = || nix::unistd::getpgid(Some(Pid::from_raw(pid))).is_ok_and(|of| of.as_raw() == group);
+        if !member() {
+            continue;
+        }
+        // Looked at again while it is held, against a recycled pid.
+        if let Ok(held) = PidFd::open(pid) {
+            if member() {
+                let _ = held.signal(libc::SIGKILL);
+            }
+        }
     }
-    let message = format!("{shown} cannot take over: {} ({})", said.trim(), ended.exit);
-    Err(Failure::precondition(shown, message))
 }
 
 /// Whether a state version is understood; the other side of [`check`].
