@@ -501,6 +501,55 @@ async fn clients_cannot_make_the_shim_grow() {
     native.finish();
 }
 
+/// A request is held until it is answered, and a wait is answered at the container's end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_wait_cannot_make_the_shim_grow() {
+    const MIB: usize = 1 << 20;
+    let field = |tag: u8, bytes: &[u8]| {
+        // The length as a varint of five bytes.
+        let mut out = vec![tag];
+        out.extend((0..5).map(|n| (bytes.len() >> (7 * n)) as u8 & 0x7f | if n < 4 { 0x80 } else { 0 }));
+        out.extend_from_slice(bytes);
+        out
+    };
+    let padded = field(0x7a, &vec![b'x'; MIB]);
+    let wait =
+        [field(0x0a, b"pintle.monitor.v1.Monitor"), field(0x12, b"Wait"), field(0x1a, &padded)].concat();
+    let native = Native::new("swai");
+    let c = sleeper(&native).await;
+    let shim = c.shim_pid().await;
+    let mut held = Vec::new();
+    let mut largest = 0;
+    let mut taken = 0;
+    for _ in 0..8 {
+        let mut stream = UnixStream::connect(c.monitor.dir().join("monitor.sock")).expect("connect");
+        for request in 0..32u32 {
+            let mut frame = (wait.len() as u32).to_be_bytes().to_vec();
+            frame.extend((2 * request + 1).to_be_bytes());
+            frame.extend([1, 0]);
+            frame.extend_from_slice(&wait);
+            if std::io::Write::write_all(&mut stream, &frame).is_err() {
+                break;
+            }
+            taken += 1;
+        }
+        largest = largest.max(private_dirty_kib(shim));
+        held.push(stream);
+    }
+    // Others are served all the while.
+    assert_eq!(c.state().await.status, pintle_client::Status::Running);
+    largest = largest.max(private_dirty_kib(shim));
+    assert!(taken >= 8, "only {taken} requests were taken");
+    assert!(largest < 96 * 1024, "{largest} KiB for {taken} requests of 1 MiB");
+    drop(held);
+    eventually("the memory to be given back", || {
+        let kib = private_dirty_kib(shim);
+        if kib < 16 * 1024 { Ok(()) } else { Err(format!("{kib} KiB")) }
+    });
+    c.delete().await;
+    native.finish();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn output_of_an_exec_is_bounded() {
     let native = Native::new("sexo");

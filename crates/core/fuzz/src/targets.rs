@@ -39,6 +39,9 @@ pub const ALL: &[Target] = &[
     ("batch", batch),
     ("exit", exit),
     ("oom", oom),
+    ("stdio_uri", stdio_uri),
+    ("sync", sync),
+    ("rate", rate),
 ];
 
 /// Command lines, arguments separated by NUL.
@@ -294,5 +297,54 @@ pub fn oom(data: &[u8]) {
         let parent = MemoryEvents { oom: bytes[2].into(), ..MemoryEvents::default() };
         std::hint::black_box(counter.observe(own, (bytes[2] % 2 == 0).then_some(parent)));
         std::hint::black_box(counter.verdict(bytes[0] % 2 == 0));
+    }
+}
+
+/// What containerd names as the place of output: nothing grows, and a path that is no URI stays as it is.
+pub fn stdio_uri(data: &[u8]) {
+    use pintle_core::stdio_uri::{Target, parse};
+    let text = String::from_utf8_lossy(data);
+    match parse(&text) {
+        Ok(Target::Null) => assert!(text.is_empty()),
+        Ok(Target::Path(path) | Target::File(path)) => {
+            assert!(path.len() <= text.len() && !path.is_empty());
+            assert!(text.contains("://") || path == text);
+        }
+        Ok(Target::Binary { path, args, .. }) => {
+            assert!(!path.is_empty() && args.len() % 2 == 0);
+            assert!(path.len() + args.iter().map(String::len).sum::<usize>() <= text.len());
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// Messages to a conmon caller: one line of bounded length, whatever a runtime said.
+pub fn sync(data: &[u8]) {
+    use pintle_core::sync::{Key, MESSAGE_MAX, encode};
+    let line = encode(Key::Data, -1, data);
+    assert!(line.len() <= 6 * MESSAGE_MAX + 64 && line.ends_with(b"}\n"));
+    assert!(line.iter().take(line.len() - 1).all(|b| *b >= b' '));
+    assert!(std::str::from_utf8(&line).is_ok());
+}
+
+/// A limited rate: what is taken only when nothing has to be waited for never exceeds the rate by more than one piece.
+pub fn rate(data: &[u8]) {
+    use pintle_core::rate::{Bucket, RateLimits};
+    const SECOND: u64 = 1_000_000_000;
+    let [rate, steps @ ..] = data else { return };
+    let rate = u64::from(*rate) + 1;
+    let mut bucket = Bucket::new(RateLimits { bytes: rate, lines: 0 }, 0);
+    let (mut now, mut taken, mut largest) = (0u64, 0u64, 0u64);
+    for step in steps.chunks_exact(2) {
+        now += u64::from(step[0]) * 10_000_000;
+        let wait = bucket.wait(now);
+        assert!(wait <= 512 * SECOND);
+        now += wait;
+        assert_eq!(bucket.wait(now), 0, "what was said to be enough is not");
+        let bytes = u64::from(step[1]);
+        bucket.take(now, bytes, 1);
+        taken += bytes;
+        largest = largest.max(bytes);
+        assert!(taken <= rate + now.div_ceil(SECOND) * rate + largest);
     }
 }

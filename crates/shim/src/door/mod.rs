@@ -2,4 +2,7 @@
 
 pub mod conmon;
 pub mod containerd;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod native;

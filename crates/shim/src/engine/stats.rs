@@ -420,6 +420,11 @@ fn parse_pressure(resource: &str, text: &str) -> Pressure {
     Pressure { resource: resource.to_owned(), some: line("some "), full: line("full ") }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &str) {
+    std::hint::black_box((parse_io_stat(text), parse_net_dev(text), parse_pressure("memory", text)));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -38,3 +38,8 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Err(error) => boot.refuse(&format!("Failed to start the event loop {}", pipes::strerror(&error))),
     }
 }
+
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz_log_path(values: &[Vec<u8>]) -> bool {
+    logpath::parse(values).is_ok()
+}

@@ -76,3 +76,16 @@ fn fail(message: &str) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "{message}");
     ExitCode::FAILURE
 }
+
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz_arguments(args: Vec<std::ffi::OsString>) {
+    if let Err(message) = args::Args::parse(args) {
+        assert!(!message.is_empty());
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz_options(input: &[u8]) -> Result<(), String> {
+    options::fuzz(input);
+    start::fuzz(input)
+}

@@ -30,6 +30,7 @@ use super::process::{Phase, Process, ProcessExit};
 use super::server::accept;
 use crate::door::native::args::default_root;
 use crate::door::native::convert;
+use crate::door::native::guard::Limits;
 use crate::engine::persist::{STATE_FILE, STATE_VERSION, StateFile, VERSION, write_visible};
 use crate::engine::stats::Stats;
 
@@ -117,8 +118,13 @@ async fn serve(shared: &Arc<Shared>, id: &str, bundle: &Path, dir: &Path) -> io:
             let _ = saving.save(&dir);
         }
     });
-    let incoming = accept(UnixListener::from(socket), Arc::new(AtomicUsize::new(0)), shared.logger.clone())
-        .map_err(io::Error::other)?;
+    let incoming = accept(
+        UnixListener::from(socket),
+        Limits::NATIVE,
+        Arc::new(AtomicUsize::new(0)),
+        shared.logger.clone(),
+    )
+    .map_err(io::Error::other)?;
     let mut server =
         Server::new().register_service(create_monitor(service)).add_listener(Listener::new(incoming));
     server.start().await.map_err(io::Error::other)?;

@@ -1,5 +1,7 @@
 //! The options of a runtime in the encodings containerd and CRI-O send them in.
 
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use pintle_core::flat_toml::{self, Value};
@@ -49,6 +51,9 @@ impl Default for Options {
     }
 }
 
+/// Longest table of options, in bytes.
+const TABLE_MAX: u64 = 1 << 20;
+
 impl Options {
     /// The state directory given to the runtime.
     pub(super) fn state_root(&self, namespace: &str) -> String {
@@ -87,7 +92,7 @@ impl Options {
                 String::from_utf8(o.config_body)
                     .map_err(|_| TaskError::invalid("options: config body is not UTF-8"))?
             } else if !o.config_path.is_empty() {
-                std::fs::read_to_string(&o.config_path)
+                read_table(&o.config_path)
                     .map_err(|e| TaskError::invalid(format!("options: read {}: {e}", o.config_path)))?
             } else {
                 String::new()
@@ -128,6 +133,17 @@ impl Options {
             self.systemd_cgroup = true;
         }
     }
+}
+
+/// Reads a table of options; what is no file of a sane size cannot hold the shim up or fill its memory.
+fn read_table(path: &str) -> std::io::Result<String> {
+    let mut file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let mut text = String::new();
+    (&mut file).take(TABLE_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > TABLE_MAX {
+        return Err(std::io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(text)
 }
 
 fn set(to: &mut String, value: String) {
@@ -220,6 +236,18 @@ impl CheckpointOptions {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(input: &[u8]) {
+    use protobuf::Message as _;
+    if let Ok(any) = Any::parse_from_bytes(input) {
+        let _ = Options::decode(&any);
+        if let Ok(options) = CheckpointOptions::decode(&any) {
+            let _ = options.flags();
+        }
+    }
+    Options::default().apply_table(&String::from_utf8_lossy(input));
+}
+
 #[cfg(test)]
 mod tests {
     use pintle_proto::containerd::pack;
@@ -282,5 +310,10 @@ mod tests {
         assert_eq!(CheckpointOptions::decode(&pack(&old)).unwrap().work_path, "/w");
         assert_eq!(CheckpointOptions::decode(&pack(&new)).unwrap().work_path, "/w");
         assert!(CheckpointOptions::decode(&Any { type_url: "x".into(), ..Default::default() }).is_err());
+    }
+
+    #[test]
+    fn a_table_that_never_ends_is_refused() {
+        assert_eq!(read_table("/dev/zero").unwrap_err().kind(), std::io::ErrorKind::FileTooLarge);
     }
 }

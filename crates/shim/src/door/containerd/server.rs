@@ -13,7 +13,6 @@ use std::time::Duration;
 use pintle_proto::containerd::{TASK_V2, TASK_V3, task_ttrpc};
 use pintle_sys::atomic::{Durability, write};
 use pintle_sys::{peer, process};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc, watch};
 use ttrpc::r#async::Server;
@@ -27,6 +26,7 @@ use super::native::Native;
 use super::paths::Bundle;
 use super::publisher::Publisher;
 use super::task::TaskService;
+use crate::door::native::guard::{Guarded, Limits};
 use crate::door::native::signals::swallow_all;
 use crate::engine::reap::Reaper;
 use crate::engine::signal::signal;
@@ -151,7 +151,7 @@ async fn make(
         services.insert(TASK_V3.to_owned(), methods);
     }
     let connections = Arc::new(AtomicUsize::new(0));
-    let incoming = accept(listener, connections.clone(), logger.clone())?;
+    let incoming = accept(listener, Limits::CONTAINERD, connections.clone(), logger.clone())?;
     let mut server = Server::new().register_service(services).add_listener(Listener::new(incoming));
     server.start().await.map_err(|e| format!("serve: {e}"))?;
     Ok(Running { shared, shutdown, connections, native, _server: server })
@@ -203,48 +203,27 @@ impl Running {
     }
 }
 
-/// A connection that is counted while it is open.
-pub(super) struct Counted {
-    stream: UnixStream,
-    count: Arc<AtomicUsize>,
-}
+/// Counts a connection while it is open.
+pub(super) struct Count(Arc<AtomicUsize>);
 
-impl Drop for Counted {
+impl Drop for Count {
     fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
+type Connection = Guarded<UnixStream, Count>;
 
 /// Accepts for ever; peers that are neither root nor us are turned away.
 pub(super) fn accept(
     listener: StdListener,
+    limits: Limits,
     count: Arc<AtomicUsize>,
     logger: Logger,
-) -> Result<impl futures_core::Stream<Item = io::Result<Counted>> + Send + 'static, String> {
+) -> Result<impl futures_core::Stream<Item = io::Result<Connection>> + Send + 'static, String> {
     let listener = UnixListener::from_std(listener).map_err(|e| format!("watch the socket: {e}"))?;
     let (sender, receiver) = mpsc::channel(16);
+    let total = Arc::default();
     tokio::spawn(async move {
         loop {
             let stream = match listener.accept().await {
@@ -261,7 +240,8 @@ pub(super) fn accept(
                 continue;
             }
             count.fetch_add(1, Ordering::Relaxed);
-            if sender.send(Ok(Counted { stream, count: count.clone() })).await.is_err() {
+            let stream = Guarded::new(stream, limits, Arc::clone(&total), Count(count.clone()));
+            if sender.send(Ok(stream)).await.is_err() {
                 return;
             }
         }
@@ -269,10 +249,10 @@ pub(super) fn accept(
     Ok(Incoming(receiver))
 }
 
-struct Incoming(mpsc::Receiver<io::Result<Counted>>);
+struct Incoming(mpsc::Receiver<io::Result<Connection>>);
 
 impl futures_core::Stream for Incoming {
-    type Item = io::Result<Counted>;
+    type Item = io::Result<Connection>;
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.0.poll_recv(cx)
     }

@@ -203,6 +203,11 @@ fn answer(uri: &str, bootstrap: bool) -> Result<(), String> {
     io::stdout().write_all(text.as_bytes()).map_err(|e| format!("write to stdout: {e}"))
 }
 
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(input: &[u8]) -> Result<(), String> {
+    understand(input, "id", "default").map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use pintle_proto::containerd::bootstrap::Extension;

@@ -1,23 +1,57 @@
 //! What stands between a client's bytes and the ttrpc crate: frames are looked at before they are believed.
 //!
-//! The crate would allocate what a header announces, keep tables for frames that make no sense here, and start a task
-//! per request without limit. A connection that sends an oversized frame, a frame of a kind that no client of this
-//! protocol sends, or more requests than are answered is closed.
+//! The crate would keep tables for frames that make no sense here, start a task per request without limit, and hold the
+//! payload of a request until it is answered. A connection that sends an oversized frame, a frame of a kind that no
+//! client of these protocols sends, a second request under an unanswered one's number, or more requests or bytes than
+//! may wait for answers is closed.
 
+use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
-use tokio::sync::OwnedSemaphorePermit;
 
-/// Longest frame taken, as in the ttrpc protocol.
+/// Longest frame that the ttrpc protocol takes; the crate skips what is longer without keeping it.
 const FRAME_MAX: u32 = 4 << 20;
-/// Requests of one connection that are not answered yet.
-const IN_FLIGHT_MAX: u32 = 1024;
 const HEADER: usize = 10;
 const REQUEST: u8 = 1;
 const RESPONSE: u8 = 2;
+const DATA: u8 = 3;
+const FLAG_REMOTE_CLOSED: u8 = 1;
+
+/// What the connections of a door may have under way. All count requests that are not answered yet.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::door) struct Limits {
+    /// Longest frame, in bytes; the connection ends with a longer one.
+    pub(in crate::door) frame: u32,
+    /// Requests of one connection.
+    pub(in crate::door) requests: usize,
+    /// Bytes of the requests of one connection.
+    pub(in crate::door) bytes: u64,
+    /// Bytes of the requests of all connections.
+    pub(in crate::door) total: u64,
+}
+
+impl Limits {
+    /// Those of the native door.
+    pub(in crate::door) const NATIVE: Self =
+        Self { frame: FRAME_MAX, requests: 1024, bytes: 8 << 20, total: 32 << 20 };
+    /// Those of the containerd door. One daemon stands behind the connection and waits for every process of a pod, so
+    /// the numbers are large; a frame that is too long is answered by the crate, as the daemon expects.
+    pub(in crate::door) const CONTAINERD: Self =
+        Self { frame: u32::MAX, requests: 16 * 1024, bytes: 64 << 20, total: 128 << 20 };
+}
+
+/// The header of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    length: u32,
+    stream: u32,
+    kind: u8,
+    flags: u8,
+}
 
 /// Follows the frames in a byte stream without keeping them.
 #[derive(Debug, Default)]
@@ -28,8 +62,8 @@ struct Frames {
 }
 
 impl Frames {
-    /// Takes the next bytes; calls `frame` with length and type of each header that becomes complete.
-    fn feed(&mut self, mut bytes: &[u8], frame: &mut dyn FnMut(u32, u8) -> io::Result<()>) -> io::Result<()> {
+    /// Takes the next bytes; calls `frame` with each header that becomes complete.
+    fn feed(&mut self, mut bytes: &[u8], frame: &mut dyn FnMut(Header) -> io::Result<()>) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.payload > 0 {
                 let skip = bytes.len().min(self.payload as usize);
@@ -43,32 +77,86 @@ impl Frames {
             bytes = &bytes[take..];
             if self.have == HEADER {
                 self.have = 0;
-                let [a, b, c, d, ..] = self.header;
+                let [a, b, c, d, e, f, g, h, kind, flags] = self.header;
                 self.payload = u32::from_be_bytes([a, b, c, d]);
-                frame(self.payload, self.header[8])?;
+                let stream = u32::from_be_bytes([e, f, g, h]);
+                frame(Header { length: self.payload, stream, kind, flags })?;
             }
         }
         Ok(())
     }
 }
 
-/// A connection whose frames are checked.
-pub(super) struct Guarded {
-    stream: UnixStream,
-    incoming: Frames,
-    outgoing: Frames,
-    in_flight: u32,
-    _permit: OwnedSemaphorePermit,
+/// The requests of a connection that are not answered yet.
+#[derive(Debug)]
+struct Open {
+    limits: Limits,
+    /// Bytes by stream.
+    streams: HashMap<u32, u32>,
+    bytes: u64,
+    /// Bytes of all connections.
+    total: Arc<AtomicU64>,
 }
 
-impl Guarded {
-    pub(super) fn new(stream: UnixStream, permit: OwnedSemaphorePermit) -> Self {
+impl Open {
+    fn came(&mut self, header: Header) -> io::Result<()> {
+        if header.length > self.limits.frame {
+            return Err(refuse("frame is too long"));
+        }
+        if header.kind != REQUEST {
+            return Err(refuse("frame is no request"));
+        }
+        if self.streams.len() >= self.limits.requests {
+            return Err(refuse("too many requests are under way"));
+        }
+        // What is skipped is not held.
+        let held = if header.length > FRAME_MAX { 0 } else { header.length };
+        if self.streams.contains_key(&header.stream) {
+            return Err(refuse("stream is in use"));
+        }
+        let all = self.total.load(Ordering::Relaxed) + u64::from(held);
+        if self.bytes + u64::from(held) > self.limits.bytes || all > self.limits.total {
+            return Err(refuse("too many bytes are under way"));
+        }
+        self.streams.insert(header.stream, held);
+        self.bytes += u64::from(held);
+        self.total.fetch_add(held.into(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn went(&mut self, header: Header) {
+        let last = header.kind == RESPONSE || (header.kind == DATA && header.flags & FLAG_REMOTE_CLOSED != 0);
+        if let Some(held) = last.then(|| self.streams.remove(&header.stream)).flatten() {
+            self.bytes -= u64::from(held);
+            self.total.fetch_sub(held.into(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A connection whose frames are checked.
+pub(in crate::door) struct Guarded<S, H> {
+    stream: S,
+    incoming: Frames,
+    outgoing: Frames,
+    open: Open,
+    _held: H,
+}
+
+impl<S, H> Guarded<S, H> {
+    /// Guards `stream`. `total` is shared by the connections of a door, and `held` lives as long as this one.
+    pub(in crate::door) fn new(stream: S, limits: Limits, total: Arc<AtomicU64>, held: H) -> Self {
         Self {
             stream,
             incoming: Frames::default(),
             outgoing: Frames::default(),
-            in_flight: 0,
-            _permit: permit,
+            open: Open { limits, streams: HashMap::new(), bytes: 0, total },
+            _held: held,
         }
     }
 }
@@ -77,7 +165,7 @@ fn refuse(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-impl AsyncRead for Guarded {
+impl<S: AsyncRead + Unpin, H: Unpin> AsyncRead for Guarded<S, H> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -88,37 +176,20 @@ impl AsyncRead for Guarded {
             Poll::Ready(Ok(())) => {}
             other => return other,
         }
-        let this = &mut *self;
-        let in_flight = &mut this.in_flight;
-        let checked = this.incoming.feed(&buf.filled()[before..], &mut |length, kind| {
-            if length > FRAME_MAX {
-                return Err(refuse("frame is too long"));
-            }
-            if kind != REQUEST {
-                return Err(refuse("frame is no request"));
-            }
-            *in_flight += 1;
-            if *in_flight > IN_FLIGHT_MAX {
-                return Err(refuse("too many requests are under way"));
-            }
-            Ok(())
-        });
-        Poll::Ready(checked)
+        let Self { incoming, open, .. } = &mut *self;
+        Poll::Ready(incoming.feed(&buf.filled()[before..], &mut |header| open.came(header)))
     }
 }
 
-impl AsyncWrite for Guarded {
+impl<S: AsyncWrite + Unpin, H: Unpin> AsyncWrite for Guarded<S, H> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        let written = match Pin::new(&mut this.stream).poll_write(cx, buf) {
+        let Self { stream, outgoing, open, .. } = &mut *self;
+        let written = match Pin::new(stream).poll_write(cx, buf) {
             Poll::Ready(Ok(written)) => written,
             other => return other,
         };
-        let in_flight = &mut this.in_flight;
-        let counted = this.outgoing.feed(&buf[..written], &mut |_, kind| {
-            if kind == RESPONSE {
-                *in_flight = in_flight.saturating_sub(1);
-            }
+        let counted = outgoing.feed(&buf[..written], &mut |header| {
+            open.went(header);
             Ok(())
         });
         Poll::Ready(counted.map(|()| written))
@@ -152,13 +223,62 @@ mod tests {
             let mut seen = Vec::new();
             for piece in bytes.chunks(size) {
                 frames
-                    .feed(piece, &mut |l, k| {
-                        seen.push((l, k));
+                    .feed(piece, &mut |header| {
+                        seen.push((header.length, header.kind));
                         Ok(())
                     })
                     .unwrap();
             }
             assert_eq!(seen, [(3, 1), (0, 2), (64, 3)]);
         }
+    }
+
+    fn request(stream: u32, length: u32) -> Header {
+        Header { length, stream, kind: REQUEST, flags: 0 }
+    }
+
+    fn open(total: &Arc<AtomicU64>) -> Open {
+        Open { limits: Limits::NATIVE, streams: HashMap::new(), bytes: 0, total: total.clone() }
+    }
+
+    /// The crate keeps a request's payload until the answer: a thousand requests that wait were gigabytes.
+    #[test]
+    fn bytes_of_unanswered_requests_are_bounded() {
+        let total = Arc::new(AtomicU64::new(0));
+        let mut first = open(&total);
+        for stream in 2..4 {
+            first.came(request(stream, FRAME_MAX)).unwrap();
+        }
+        assert!(first.came(request(5, 1)).is_err());
+        first.went(Header { kind: RESPONSE, ..request(3, 0) });
+        first.came(request(5, FRAME_MAX)).unwrap();
+        let mut others: Vec<Open> = (0..3).map(|_| open(&total)).collect();
+        for other in &mut others {
+            for stream in 2..4 {
+                other.came(request(stream, FRAME_MAX)).unwrap();
+            }
+        }
+        assert_eq!(total.load(Ordering::Relaxed), Limits::NATIVE.total);
+        let mut late = open(&total);
+        assert!(late.came(request(1, 1)).is_err());
+        drop(others);
+        late.came(request(1, FRAME_MAX)).unwrap();
+        drop((first, late));
+        assert_eq!(total.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_stream_is_open_until_it_is_closed() {
+        let mut open = open(&Arc::default());
+        open.came(request(1, 5)).unwrap();
+        open.went(Header { kind: DATA, ..request(1, 7) });
+        assert!(open.came(request(1, 5)).is_err());
+        open.went(Header { kind: DATA, flags: FLAG_REMOTE_CLOSED, ..request(1, 0) });
+        open.came(request(1, 5)).unwrap();
+        assert!(open.came(Header { kind: DATA, ..request(3, 0) }).is_err());
+        for stream in 2..=1024 {
+            open.came(request(stream, 0)).unwrap();
+        }
+        assert!(open.came(request(2000, 0)).is_err());
     }
 }

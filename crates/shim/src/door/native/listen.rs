@@ -1,6 +1,6 @@
 //! The sockets: who may connect, how many, and what happens to a connection.
 
-use super::guard::Guarded;
+use super::guard::{Guarded, Limits};
 use super::stdio_sock::Waiting;
 use crate::engine::ready::async_fd;
 use pintle_sys::peer;
@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 /// Connections of `monitor.sock` at a time.
@@ -22,10 +22,13 @@ pub(super) const CONNECTIONS_MAX: usize = 256;
 const STDIO_MAX: usize = 256;
 
 /// Connections on their way to the ttrpc server.
-struct Incoming(mpsc::Receiver<Guarded>);
+struct Incoming(mpsc::Receiver<Connection>);
+
+/// A connection of `monitor.sock`; it holds one of the permits.
+type Connection = Guarded<UnixStream, OwnedSemaphorePermit>;
 
 impl futures_core::Stream for Incoming {
-    type Item = io::Result<Guarded>;
+    type Item = io::Result<Connection>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.0.poll_recv(cx).map(|c| c.map(Ok))
@@ -65,12 +68,13 @@ pub(super) fn listen(monitor: OwnedFd, stdio: OwnedFd, waiting: Arc<Waiting>) ->
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let (sender, receiver) = mpsc::channel(CONNECTIONS_MAX);
     let permits = connections.clone();
+    let total = Arc::default();
     let first = accept_loop(monitor, move |fd| {
         // Over the limit: closed, and the client may try again.
         let Ok(permit) = permits.clone().try_acquire_owned() else { return };
         let stream = UnixStream::from_std(fd.into());
         if let Ok(stream) = stream {
-            let _ = sender.try_send(Guarded::new(stream, permit));
+            let _ = sender.try_send(Guarded::new(stream, Limits::NATIVE, Arc::clone(&total), permit));
         }
     })?;
     let unnamed = Arc::new(Semaphore::new(STDIO_MAX));

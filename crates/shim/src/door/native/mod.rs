@@ -3,7 +3,7 @@
 pub(super) mod args;
 pub(super) mod convert;
 pub(super) mod embed;
-mod guard;
+pub(super) mod guard;
 mod listen;
 mod service;
 pub(super) mod signals;
@@ -39,4 +39,21 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz_arguments(args: Vec<std::ffi::OsString>) {
+    if let Err(message) = args::Args::parse(args) {
+        assert!(!message.is_empty());
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz_create(request: pintle_proto::monitor::CreateRequest) -> crate::engine::spec::CreateSpec {
+    convert::create_spec(request, None, "runc")
+}
+
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz_handover(text: &[u8]) -> Result<(), serde_json::Error> {
+    upgrade::fuzz(text)
 }

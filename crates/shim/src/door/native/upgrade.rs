@@ -291,3 +291,8 @@ fn take_over(mut args: Args, fd: RawFd) -> Result<(), String> {
     runtime.shutdown_background();
     result
 }
+
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(text: &[u8]) -> Result<(), serde_json::Error> {
+    serde_json::from_slice::<Handover>(text).map(drop)
+}
