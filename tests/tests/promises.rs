@@ -169,6 +169,39 @@ async fn a_runtime_that_creates_does_not_outlive_its_shim() {
     place.finish();
 }
 
+/// Wherever in a create by a real runtime the shim is lost, the next one knows whether there is a container, and a
+/// deletion leaves nothing of it.
+#[tokio::test]
+async fn a_shim_may_be_lost_anywhere_in_create() {
+    let place = Native::new("midway");
+    let (rounds, mut made) = (scaled(8, 80), 0);
+    for round in 0..rounds {
+        let id = unique_id("m");
+        let options = place.options(&id, &Bundle::sh("exit 6"));
+        let monitor = place.shim(&id).await;
+        let shim = monitor.info().await.unwrap().pid;
+        let create = tokio::spawn(async move { monitor.create(&options).await.is_ok() });
+        // Spread over the runtime's work; where exactly does not matter, only that it varies.
+        pintle_tests::let_pass_async(Duration::from_millis(120 * round as u64 / rounds as u64)).await;
+        kill_hard(u32::try_from(shim).unwrap());
+        let _ = create.await.unwrap();
+        let monitor = adopt(&place, &id).await;
+        match monitor.state().await.unwrap().status {
+            Status::Creating => monitor.shutdown(true).await.unwrap(),
+            Status::Created => {
+                made += 1;
+                monitor.start().await.unwrap();
+                let exit = monitor.wait(Some(SOON)).await.unwrap();
+                true_or_unknown(&exit.reason, &ExitReason::Code(6));
+                monitor.delete(true).await.unwrap();
+            }
+            other => panic!("{id} is {other:?} after a create that was cut off"),
+        }
+    }
+    println!("{made} of {rounds} were created");
+    place.finish();
+}
+
 /// A shim that is lost while the runtime creates leaves nothing that stands in the way.
 #[tokio::test]
 async fn a_shim_may_be_lost_during_create() {

@@ -14,6 +14,7 @@ use super::persist::{self, StateFile};
 use super::reap::{Ended, ExitWatch, Reaper};
 use super::record::{read_ending, read_exit_record, write_exit_record};
 use super::runtime::{RunIo, RuntimeCli};
+use super::spec::CreateSpec;
 use super::{logs, rundown};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -49,6 +50,7 @@ pub async fn adopt(id: &str, dir: &Path, reaper: Reaper) -> Result<Arc<Container
         settle_runtime_calls(dir, true).await;
         sweep(dir);
         let _ = runtime.run(&RuntimeOp::Delete { force: true }, RunIo::default()).await;
+        sweep_cgroups(&spec, id).await;
         container.save();
         return Ok(container);
     }
@@ -147,6 +149,19 @@ async fn settle_runtime_calls(dir: &Path, kill: bool) {
             }
         }
         if !found {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Removes the cgroups that a runtime had made, and not yet noted, when it was cut off: its delete does not know them.
+async fn sweep_cgroups(spec: &CreateSpec, id: &str) {
+    let paths = spec.cgroups_paths(id);
+    let cgroups: Vec<Cgroups> = paths.iter().map(|path| Cgroups::named(path)).collect();
+    // What the runtime had started ends by itself, two seconds at most.
+    for _ in 0..100 {
+        if cgroups.iter().filter(|one| !one.remove_empty()).count() == 0 {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -38,6 +38,29 @@ impl Cgroups {
         Self::parse(&String::from_utf8_lossy(&lines), &String::from_utf8_lossy(&mounts))
     }
 
+    /// The directories at `path` in all hierarchies, whether or not there is a process in them: below the roots, or below
+    /// this process's own where it is relative.
+    pub fn named(path: &str) -> Self {
+        let mut own = Self::of(i32::try_from(std::process::id()).unwrap_or(0));
+        for line in &mut own.lines {
+            let joined = Path::new(&line.path).join(path);
+            line.path = joined.to_string_lossy().into_owned();
+        }
+        own
+    }
+
+    /// Removes the directories that nothing is in; answers whether none is left.
+    pub fn remove_empty(&self) -> bool {
+        let controllers = self.lines.iter().flat_map(|line| &line.controllers);
+        let mut dirs: Vec<PathBuf> = controllers.filter_map(|c| self.dir(c)).map(|dir| dir.path).collect();
+        dirs.extend(self.unified().map(|dir| dir.path));
+        dirs.into_iter().fold(true, |gone, dir| {
+            // The kernel refuses where a process or another cgroup is in it.
+            let _ = std::fs::remove_dir(&dir);
+            gone && !dir.exists()
+        })
+    }
+
     /// From the texts of `/proc/PID/cgroup` and `/proc/self/mountinfo`.
     pub(super) fn parse(lines: &str, mounts: &str) -> Self {
         Self { lines: parse_proc_cgroup(lines), mounts: parse_mountinfo(mounts) }

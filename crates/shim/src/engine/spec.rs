@@ -187,6 +187,19 @@ impl CreateSpec {
         read_config(&self.bundle).map(|c| facts(&c)).unwrap_or_default()
     }
 
+    /// Where runtimes that make cgroups themselves put the container `id`: paths below the root of each hierarchy, or
+    /// below the runtime's own cgroup where they are relative. Empty where systemd makes them.
+    pub fn cgroups_paths(&self, id: &str) -> Vec<String> {
+        let Ok(config) = read_config(&self.bundle) else { return Vec::new() };
+        let paths = match config.pointer("/linux/cgroupsPath").and_then(Value::as_str) {
+            // runc takes its own cgroup, crun the root.
+            None | Some("") => vec![id.to_owned(), format!("/{id}")],
+            Some(path) => vec![path.to_owned()],
+        };
+        let own = |path: &str| path != "/" && !path.split('/').any(|part| part == "..");
+        if self.runtime.systemd_cgroup { Vec::new() } else { paths.into_iter().filter(|p| own(p)).collect() }
+    }
+
     /// Calls of the runtime for this container, with small files in `scratch`.
     pub fn runtime_config(&self, scratch: &Path) -> RuntimeConfig {
         let path = if self.runtime.path.is_empty() { "runc" } else { &self.runtime.path };
