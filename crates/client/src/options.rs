@@ -64,7 +64,8 @@ impl RuntimeOptions {
 /// One log of the container.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LogOptions {
-    /// `k8s-file` (CRI format), `journald` or `none`.
+    /// `k8s-file` (CRI format), `json-file` (Docker's: one JSON object per line; a line that has not ended is held by the
+    /// shim, up to 16 KiB, and bytes that are not UTF-8 become U+FFFD), `journald` or `none`.
     pub driver: String,
     /// File of a file driver; absolute.
     pub path: PathBuf,
@@ -80,6 +81,9 @@ pub struct LogOptions {
     pub max_lines_per_second: u64,
     /// Over the rate: drop lines, counted as `rate-limit` and marked in the log. Otherwise the container waits.
     pub drop_over_rate: bool,
+    /// `k8s-file`: a line that the end of its stream cuts off, which is a `P` record, is closed by an empty `F` record, as
+    /// readers want it that wait for one. Otherwise, as with conmon, the `P` record is the last.
+    pub close_partial: bool,
     /// Tag (journald).
     pub tag: String,
     /// Labels (journald), as `KEY=VALUE`.
@@ -104,6 +108,7 @@ impl LogOptions {
             max_bytes_per_second: self.max_bytes_per_second,
             max_lines_per_second: self.max_lines_per_second,
             drop_over_rate: self.drop_over_rate,
+            close_partial: self.close_partial,
             tag: self.tag.clone(),
             labels: self.labels.clone(),
             name: self.name.clone(),

@@ -14,6 +14,7 @@ pub mod exit;
 pub mod flat_toml;
 pub mod goflag;
 pub mod journal;
+pub mod jsonlog;
 pub mod line;
 pub mod notify;
 pub mod queue;

@@ -46,6 +46,8 @@ fn open(id: &str, log: &LogSpec) -> Result<Option<Box<dyn LogSink>>, Failure> {
                 path: log.path.clone(),
                 limits: SizeLimits { file: log.max_size, total: log.global_max_size },
                 max_files: Some(log.max_files).filter(|n| *n > 0),
+                json: log.driver == "json-file",
+                close_partial: log.close_partial,
                 ..FileConfig::default()
             };
             let sink = FileSink::open(config).map_err(|e| failure(&log.path, &e))?;

@@ -32,7 +32,7 @@ pub struct RuntimeSpec {
 /// One log.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct LogSpec {
-    /// `k8s-file`, `journald` or `none`.
+    /// `k8s-file`, `json-file`, `journald` or `none`.
     pub driver: String,
     /// File of a file driver.
     pub path: PathBuf,
@@ -51,6 +51,8 @@ pub struct LogSpec {
     /// Drop lines over the rate instead of letting the container wait.
     #[serde(default)]
     pub drop_over_rate: bool,
+    /// `k8s-file`: close a line that the end of its stream cuts off.
+    pub close_partial: bool,
     /// journald tag.
     pub tag: String,
     /// journald labels.
@@ -225,7 +227,7 @@ impl LogSpec {
     fn check(&self) -> Result<(), Failure> {
         match self.driver.as_str() {
             "none" | "journald" => Ok(()),
-            "k8s-file" | "" => {
+            "k8s-file" | "json-file" | "" => {
                 let path = self.path.display().to_string();
                 if !self.path.is_absolute() {
                     return Err(Failure::invalid(path.clone(), format!("log path {path:?} is not absolute")));

@@ -25,6 +25,7 @@ pub(super) fn open(options: &Options) -> Result<Vec<Box<dyn LogSink>>, String> {
             max_files: log.rotate.then_some(log.max_files),
             reopen: ReopenPolicy::Replace,
             allow_dirs: log.allow_dirs.clone(),
+            ..FileConfig::default()
         };
         let sink =
             FileSink::open(config).map_err(|error| format!("Failed to open log file {}", cause(&error)))?;

@@ -178,6 +178,7 @@ pub(super) fn create_spec(
                 max_bytes_per_second: l.max_bytes_per_second,
                 max_lines_per_second: l.max_lines_per_second,
                 drop_over_rate: l.drop_over_rate,
+                close_partial: l.close_partial,
                 tag: l.tag,
                 labels: l.labels,
                 name: l.name,

@@ -1,8 +1,9 @@
-//! The k8s-file driver: CRI records, one write per chunk, reopening, size limits and rotation.
+//! The k8s-file and json-file drivers: records, one write per chunk, reopening, size limits and rotation.
 
 use super::rotation::{Place, id, open_log};
 use super::{Chunk, LogError, LogSink, LossCause, Losses, SinkState, mismatch};
 use pintle_core::cri;
+use pintle_core::jsonlog;
 use pintle_core::line::Stream;
 use pintle_core::rotate::{SizeCounter, SizeLimits, Step};
 use pintle_core::time::{STAMP_LEN, Stamper};
@@ -27,6 +28,25 @@ pub enum ReopenPolicy {
     Replace,
 }
 
+/// How output becomes records.
+#[derive(Clone, Debug)]
+enum Format {
+    /// CRI records.
+    Cri,
+    /// Docker's JSON objects.
+    Json(jsonlog::Encoder),
+}
+
+impl Format {
+    /// Bytes of output in these records.
+    fn payload(&self, records: &[u8]) -> u64 {
+        match self {
+            Self::Cri => cri::payload(records).0,
+            Self::Json(_) => jsonlog::payload(records),
+        }
+    }
+}
+
 /// A log file and its rules.
 #[derive(Clone, Debug, Default)]
 pub struct FileConfig {
@@ -38,14 +58,19 @@ pub struct FileConfig {
     pub max_files: Option<u32>,
     /// See [`ReopenPolicy`].
     pub reopen: ReopenPolicy,
+    /// Docker's json-file format instead of CRI's.
+    pub json: bool,
+    /// CRI format: a line that the end of its stream cuts off, a `P` record, is closed by an empty `F` record.
+    pub close_partial: bool,
     /// If not empty: directories in which a log that vanished may be made anew by rotation.
     pub allow_dirs: Vec<PathBuf>,
 }
 
-/// A log file in CRI format.
+/// A log file.
 #[derive(Debug)]
 pub struct FileSink {
     config: FileConfig,
+    format: Format,
     file: File,
     regular: bool,
     counter: SizeCounter,
@@ -68,8 +93,10 @@ impl FileSink {
             open_log(&config.path).map_err(|source| LogError::Open { path: config.path.clone(), source })?;
         let meta = file.metadata().map_err(|source| LogError::Open { path: config.path.clone(), source })?;
         let size = if meta.is_file() { meta.len() } else { 0 };
+        let format = if config.json { Format::Json(jsonlog::Encoder::new()) } else { Format::Cri };
         Ok(Self {
             config,
+            format,
             file,
             regular: meta.is_file(),
             counter: SizeCounter { file: size, total: size },
@@ -108,7 +135,7 @@ impl FileSink {
                 }),
                 Step::Drop(range) => {
                     let dropped = records.get(range.clone()).unwrap_or_default();
-                    losses.add(LossCause::SizeLimit, cri::payload(dropped).0);
+                    losses.add(LossCause::SizeLimit, self.format.payload(dropped));
                 }
             }
             at = self.counter.apply(&step, at);
@@ -138,7 +165,7 @@ impl FileSink {
             self.torn = !self.regular || size < torn || self.file.set_len(size - torn).is_err();
         }
         let gone = records.get(whole..).unwrap_or_default();
-        let bytes = cri::payload(gone).0;
+        let bytes = self.format.payload(gone);
         let cause = LossCause::of(error);
         losses.add(cause, bytes);
         if self.lost.total() == 0 {
@@ -148,7 +175,7 @@ impl FileSink {
     }
 
     /// The record that tells readers of a gap, once the file takes bytes again.
-    fn put_marker(&mut self, stamp: &[u8; STAMP_LEN]) {
+    fn put_marker(&mut self, now: WallTime) {
         let mut text = Vec::new();
         if self.torn {
             text.push(b'\n');
@@ -159,12 +186,22 @@ impl FileSink {
         } else {
             Stream::Stderr
         };
+        let mut lines = Vec::new();
         if self.partial[stream.index()] {
-            cri::encode(&mut text, stamp, stream, b"\n");
+            lines.push(b'\n');
         }
         for (cause, bytes) in self.lost.iter() {
-            let line = format!("[pintle: {bytes} bytes of output lost: {}]\n", cause.name());
-            cri::encode(&mut text, stamp, stream, line.as_bytes());
+            lines.extend_from_slice(
+                format!("[pintle: {bytes} bytes of output lost: {}]\n", cause.name()).as_bytes(),
+            );
+        }
+        match &self.format {
+            Format::Cri => {
+                let stamp = self.stamp(now);
+                cri::encode(&mut text, &stamp, stream, &lines);
+            }
+            // What is held of a line comes after it.
+            Format::Json(_) => jsonlog::Encoder::new().push(&mut text, now, stream, &lines),
         }
         let mut ignored = Losses::default();
         let lost = std::mem::take(&mut self.lost);
@@ -176,6 +213,40 @@ impl FileSink {
         } else {
             self.counter.file = self.counter.file.saturating_add(text.len() as u64);
             self.partial[stream.index()] = false;
+        }
+    }
+
+    /// Tells of a gap if there is one.
+    fn mark(&mut self, now: WallTime) {
+        if self.torn || self.lost.total() > 0 {
+            self.put_marker(now);
+        }
+    }
+
+    /// What is written by an encoder in pieces, so that many short lines do not grow the memory.
+    fn put_json(&mut self, chunk: &Chunk<'_>, scratch: &mut Vec<u8>, losses: &mut Losses) {
+        // A record is at most six times as long as its piece, and has some hundred bytes of its own.
+        for piece in chunk.data.chunks(WRITE / 8) {
+            scratch.clear();
+            if let Format::Json(encoder) = &mut self.format {
+                encoder.push(scratch, chunk.now, chunk.stream, piece);
+            }
+            self.put(scratch, losses);
+        }
+    }
+
+    fn put_cri(&mut self, chunk: &Chunk<'_>, scratch: &mut Vec<u8>, losses: &mut Losses) {
+        let stamp = self.stamp(chunk.now);
+        let mut rest = chunk.data;
+        while !rest.is_empty() {
+            let room = cri::room_for(rest.len()).min(WRITE);
+            if scratch.len() < room {
+                // Fresh memory from the kernel is zero already; growing would copy what means nothing.
+                *scratch = vec![0; room];
+            }
+            let (taken, made) = cri::encode_into(scratch, &stamp, chunk.stream, rest);
+            self.put(scratch.get(..made).unwrap_or_default(), losses);
+            rest = rest.get(taken..).unwrap_or_default();
         }
     }
 
@@ -231,6 +302,9 @@ impl FileSink {
             partial,
             lost,
             torn,
+            json,
+            close_partial,
+            held,
         } = state
         else {
             return Err(mismatch());
@@ -248,7 +322,10 @@ impl FileSink {
                 max_files: rotate.then_some(max_files),
                 reopen: if replace { ReopenPolicy::Replace } else { ReopenPolicy::Keep },
                 allow_dirs,
+                json,
+                close_partial,
             },
+            format: if json { Format::Json(jsonlog::Encoder::with_held(held)) } else { Format::Cri },
             file,
             regular,
             counter: SizeCounter { file: written, total },
@@ -262,26 +339,40 @@ impl FileSink {
 
 impl LogSink for FileSink {
     fn driver(&self) -> &'static str {
-        "k8s-file"
+        match self.format {
+            Format::Cri => "k8s-file",
+            Format::Json(_) => "json-file",
+        }
     }
 
     fn write(&mut self, chunk: &Chunk<'_>, scratch: &mut Vec<u8>, losses: &mut Losses) {
-        let stamp = self.stamp(chunk.now);
-        if self.torn || self.lost.total() > 0 {
-            self.put_marker(&stamp);
-        }
-        let mut rest = chunk.data;
-        while !rest.is_empty() {
-            let room = cri::room_for(rest.len()).min(WRITE);
-            if scratch.len() < room {
-                // Fresh memory from the kernel is zero already; growing would copy what means nothing.
-                *scratch = vec![0; room];
+        self.mark(chunk.now);
+        match self.format {
+            Format::Cri => {
+                self.put_cri(chunk, scratch, losses);
+                self.partial[chunk.stream.index()] = chunk.data.last() != Some(&b'\n');
             }
-            let (taken, made) = cri::encode_into(scratch, &stamp, chunk.stream, rest);
-            self.put(scratch.get(..made).unwrap_or_default(), losses);
-            rest = rest.get(taken..).unwrap_or_default();
+            // Only whole lines and pieces of very long ones are in the file.
+            Format::Json(_) => self.put_json(chunk, scratch, losses),
         }
-        self.partial[chunk.stream.index()] = chunk.data.last() != Some(&b'\n');
+    }
+
+    fn end(&mut self, stream: Stream, now: WallTime, scratch: &mut Vec<u8>, losses: &mut Losses) {
+        scratch.clear();
+        match &mut self.format {
+            Format::Json(encoder) => encoder.finish(scratch, now, stream),
+            Format::Cri if self.config.close_partial && self.partial[stream.index()] => {
+                let stamp = self.stamp(now);
+                cri::encode(scratch, &stamp, stream, b"\n");
+                self.partial[stream.index()] = false;
+            }
+            Format::Cri => {}
+        }
+        if scratch.is_empty() {
+            return;
+        }
+        self.mark(now);
+        self.put(scratch, losses);
     }
 
     fn note_loss(&mut self, cause: LossCause, bytes: u64) {
@@ -326,10 +417,7 @@ impl LogSink for FileSink {
     }
 
     fn finish(&mut self, sync: bool) -> Result<(), LogError> {
-        if self.torn || self.lost.total() > 0 {
-            let stamp = self.stamp(pintle_sys::clock::wall());
-            self.put_marker(&stamp);
-        }
+        self.mark(pintle_sys::clock::wall());
         if sync && self.regular {
             self.file
                 .sync_all()
@@ -356,6 +444,12 @@ impl LogSink for FileSink {
             partial: self.partial,
             lost: errnos.collect(),
             torn: self.torn,
+            json: self.config.json,
+            close_partial: self.config.close_partial,
+            held: match &self.format {
+                Format::Cri => Default::default(),
+                Format::Json(encoder) => encoder.held().clone(),
+            },
         };
         Ok(Some((state, vec![self.file.try_clone()?.into()])))
     }

@@ -236,6 +236,12 @@ pub enum SinkState {
         partial: [bool; 2],
         lost: Vec<(i32, u64)>,
         torn: bool,
+        #[serde(default)]
+        json: bool,
+        #[serde(default)]
+        close_partial: bool,
+        #[serde(default)]
+        held: [Vec<u8>; 2],
     },
     Journald {
         socket: PathBuf,

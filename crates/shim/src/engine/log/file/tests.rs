@@ -357,3 +357,91 @@ fn constant_rotation_loses_and_tears_nothing() {
     joined.push_str(&rig.dir.text("log"));
     assert_eq!(joined.replace("stdout F ", ""), input);
 }
+
+#[test]
+fn a_cut_off_line_is_closed_where_that_was_asked_for() {
+    for (close_partial, want) in
+        [(false, "stdout P cut\nstderr F whole\n"), (true, "stdout P cut\nstderr F whole\nstdout F \n")]
+    {
+        let mut rig = Rig::new(|c| c.close_partial = close_partial);
+        rig.out("cut");
+        rig.put(Stream::Stderr, "whole\n");
+        for stream in Stream::ALL {
+            rig.sink.end(stream, WallTime::new(1_795_464_945, 7), &mut Vec::new(), &mut rig.losses);
+        }
+        rig.sink.finish(false).unwrap();
+        assert_eq!(rig.dir.text("log"), want);
+    }
+}
+
+/// What a JSON parser reads in all files of a log, oldest first.
+fn json_of(dir: &Dir, stream: &str) -> String {
+    let mut names: Vec<String> = dir.names().into_iter().filter(|n| n.starts_with("log")).collect();
+    names.sort_by_key(|n| std::cmp::Reverse(n.strip_prefix("log.").map_or(0, |n| n.parse::<u32>().unwrap())));
+    let mut text = String::new();
+    for name in names {
+        for line in std::fs::read_to_string(dir.0.join(name)).unwrap().lines() {
+            let record: serde_json::Value = serde_json::from_str(line).unwrap();
+            if record["stream"] == stream {
+                text.push_str(record["log"].as_str().unwrap());
+            }
+        }
+    }
+    text
+}
+
+#[test]
+fn json_records_are_whole_in_every_file() {
+    let mut rig = Rig::new(|c| {
+        c.json = true;
+        c.limits.file = 4096;
+        c.max_files = Some(400);
+    });
+    let mut input = String::new();
+    for n in 0..3000 {
+        // Cut anywhere: a line is one record all the same.
+        let line = format!("{n} <\u{20ac}> {}\n", "x".repeat(n % 97));
+        let (head, tail) = line.split_at(n % 3);
+        rig.out(head);
+        rig.out(tail);
+        input.push_str(&line);
+    }
+    rig.out("no end");
+    rig.sink.end(Stream::Stdout, WallTime::default(), &mut Vec::new(), &mut rig.losses);
+    assert_eq!(json_of(&rig.dir, "stdout"), input + "no end");
+    assert!(rig.dir.names().iter().all(|n| std::fs::metadata(rig.dir.0.join(n)).unwrap().len() <= 4096));
+    assert_eq!(rig.losses, Losses::default());
+    assert_eq!(rig.sink.driver(), "json-file");
+}
+
+#[test]
+fn json_on_a_full_disk_is_counted_and_marked() {
+    let mut rig = Rig::new(|c| c.json = true);
+    rig.out("before\n");
+    let disk = std::mem::replace(&mut rig.sink.file, full_device());
+    rig.out("\"lost\" \u{2028}\nhalf");
+    // The half line is not lost: it is held.
+    assert_eq!(rig.losses.iter().collect::<Vec<_>>(), [(LossCause::Errno(libc::ENOSPC), 11)]);
+    rig.sink.file = disk;
+    rig.out(" line\n");
+    assert_eq!(json_of(&rig.dir, "stdout"), "before\nhalf line\n");
+    assert_eq!(json_of(&rig.dir, "stderr"), "[pintle: 11 bytes of output lost: ENOSPC]\n");
+}
+
+#[test]
+fn what_json_holds_is_handed_over() {
+    let mut rig = Rig::new(|c| c.json = true);
+    rig.out("one li");
+    rig.put(Stream::Stderr, "err");
+    let (state, fds) = rig.sink.freeze().unwrap().unwrap();
+    let state = serde_json::from_slice(&serde_json::to_vec(&state).unwrap()).unwrap();
+    rig.sink = FileSink::thaw(state, fds).unwrap();
+    rig.out("ne\n");
+    for stream in Stream::ALL {
+        rig.sink.end(stream, WallTime::default(), &mut Vec::new(), &mut rig.losses);
+    }
+    assert_eq!(
+        (json_of(&rig.dir, "stdout"), json_of(&rig.dir, "stderr")),
+        ("one line\n".into(), "err".into())
+    );
+}
