@@ -42,6 +42,7 @@ pub const ALL: &[Target] = &[
     ("stdio_uri", stdio_uri),
     ("sync", sync),
     ("rate", rate),
+    ("jsonlog", jsonlog),
 ];
 
 /// Command lines, arguments separated by NUL.
@@ -115,6 +116,37 @@ pub fn cri(data: &[u8]) {
     }
     assert_eq!(joined, data);
     assert_eq!(pintle_core::cri::payload(&out).0, data.len() as u64);
+}
+
+/// Docker's log records, the input cut where it has a NUL: a JSON parser gives the output back, each byte that is not
+/// UTF-8 as one U+FFFD, and no byte is uncounted.
+pub fn jsonlog(data: &[u8]) {
+    use pintle_core::jsonlog::{Encoder, MAX_PIECE, payload};
+    let now = pintle_core::wall::WallTime::new(1_795_747_320, 120_000_000);
+    let _ = payload(data);
+    let (mut encoder, mut out, mut input) = (Encoder::new(), Vec::new(), Vec::new());
+    for chunk in data.split(|b| *b == 0) {
+        encoder.push(&mut out, now, Stream::Stdout, chunk);
+        input.extend_from_slice(chunk);
+        assert!(encoder.held().iter().all(|held| held.len() < MAX_PIECE));
+    }
+    encoder.finish(&mut out, now, Stream::Stdout);
+    let mut joined = String::new();
+    for line in out.split_inclusive(|b| *b == b'\n') {
+        let record: serde_json::Value = serde_json::from_slice(line).expect("our own record");
+        let log = record["log"].as_str().expect("a string");
+        assert!(
+            !log.is_empty() && record["stream"] == "stdout" && record["time"] == "2026-11-27T02:42:00.12Z"
+        );
+        joined.push_str(log);
+    }
+    let mut want = String::new();
+    for chunk in input.utf8_chunks() {
+        want.push_str(chunk.valid());
+        want.extend(chunk.invalid().iter().map(|_| '\u{fffd}'));
+    }
+    assert_eq!(joined, want);
+    assert_eq!(payload(&out), input.len() as u64);
 }
 
 /// Journal datagrams, foreign and our own.

@@ -104,7 +104,8 @@ impl EventRing {
     ) {
         let last = {
             let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-            ring.last += 1;
+            // The number may come from a handed-over state.
+            ring.last = ring.last.saturating_add(1);
             let event = Event {
                 sequence: ring.last,
                 at: clock::wall(),
