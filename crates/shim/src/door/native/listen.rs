@@ -35,18 +35,41 @@ impl futures_core::Stream for Incoming {
     }
 }
 
-/// Accepts for ever; `each` gets connections of permitted peers.
-fn accept_loop(listener: OwnedFd, each: impl Fn(OwnedFd) + Send + 'static) -> io::Result<JoinHandle<()>> {
+/// What happens to a connection that there is no room for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Crowd {
+    /// It is closed, and its client may try again.
+    Close,
+    /// It waits in the backlog until there is room.
+    Wait,
+}
+
+/// Accepts for ever; `each` gets connections of permitted peers, and their place.
+fn accept_loop(
+    listener: OwnedFd,
+    room: Arc<Semaphore>,
+    crowd: Crowd,
+    each: impl Fn(OwnedFd, OwnedSemaphorePermit) + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
     let listener = async_fd(listener, Interest::READABLE)?;
     Ok(tokio::spawn(async move {
         loop {
             let Ok(mut ready) = listener.readable().await else { return };
+            let place = match crowd {
+                Crowd::Close => None,
+                Crowd::Wait => match room.clone().acquire_owned().await {
+                    Ok(place) => Some(place),
+                    Err(_closed) => return,
+                },
+            };
             match ready.try_io(|l| seqpacket::accept(l.as_fd())) {
                 Err(_would_block) => {}
                 Ok(Ok(fd)) => {
                     // Whoever may not talk to us is closed without a word.
                     if peer::credentials(&fd).is_ok_and(peer::allowed) {
-                        each(fd);
+                        if let Some(place) = place.or_else(|| room.clone().try_acquire_owned().ok()) {
+                            each(fd, place);
+                        }
                     }
                 }
                 // Out of descriptors or memory: the connection waits in the backlog until something is free.
@@ -67,19 +90,16 @@ pub(super) struct Listening {
 pub(super) fn listen(monitor: OwnedFd, stdio: OwnedFd, waiting: Arc<Waiting>) -> io::Result<Listening> {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let (sender, receiver) = mpsc::channel(CONNECTIONS_MAX);
-    let permits = connections.clone();
     let total = Arc::default();
-    let first = accept_loop(monitor, move |fd| {
-        // Over the limit: closed, and the client may try again.
-        let Ok(permit) = permits.clone().try_acquire_owned() else { return };
+    let first = accept_loop(monitor, connections.clone(), Crowd::Close, move |fd, permit| {
         let stream = UnixStream::from_std(fd.into());
         if let Ok(stream) = stream {
             let _ = sender.try_send(Guarded::new(stream, Limits::NATIVE, Arc::clone(&total), permit));
         }
     })?;
     let unnamed = Arc::new(Semaphore::new(STDIO_MAX));
-    let second = accept_loop(stdio, move |fd| {
-        let Ok(permit) = unnamed.clone().try_acquire_owned() else { return };
+    // Hundreds of calls at a time connect all at once, before the first of them is read: they get their turn.
+    let second = accept_loop(stdio, unnamed, Crowd::Wait, move |fd, permit| {
         let waiting = waiting.clone();
         tokio::spawn(async move {
             let _ = waiting.receive(fd).await;
