@@ -2,7 +2,7 @@
 //!
 //! A promise is a row of a table whose first cell is a number such as `G1` or `L2`; its last cell names
 //! the proofs in backticks: `target::test`, where `target` is a file of `tests/tests` or a crate
-//! (`core::log::cri::tests::name`), or a task such as `xtask bench memory`.
+//! (`core::log::cri::tests::name`), or a task such as `xtask bench memory`. A row `F1` names constants with their values.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -27,7 +27,8 @@ pub(crate) fn run(_args: Vec<OsString>) -> Result<()> {
             wrong.push(format!("{} names no proof", row.number));
         }
         for proof in row.proofs {
-            if let Err(e) = exists(proof) {
+            let checked = if row.number.starts_with('F') { figure(proof) } else { exists(proof) };
+            if let Err(e) = checked {
                 wrong.push(format!("{}: {e:#}", row.number));
             }
         }
@@ -40,7 +41,11 @@ pub(crate) fn run(_args: Vec<OsString>) -> Result<()> {
     if !wrong.is_empty() {
         bail!("{SPECIFICATION}:\n{}", wrong.join("\n"));
     }
-    println!("{} promises, each with a proof that exists", seen.len());
+    let figures = seen.iter().filter(|n| n.starts_with('F')).count();
+    println!(
+        "{} promises, each with a proof that exists; {figures} rows of figures that are true",
+        seen.len() - figures
+    );
     Ok(())
 }
 
@@ -62,6 +67,23 @@ fn promises(text: &str) -> Vec<Promise<'_>> {
         found.push(Promise { number, proofs: last.split('`').skip(1).step_by(2).collect() });
     }
     found
+}
+
+/// Whether a constant has the value that is written: `shim/src/file.rs: NAME = VALUE`.
+fn figure(text: &str) -> Result<()> {
+    let (Some((file, rest)), Some((_, value))) = (text.split_once(": "), text.split_once(" = ")) else {
+        bail!("`{text}` is not file: NAME = value")
+    };
+    let name = rest.split(" = ").next().unwrap_or_default();
+    let source =
+        fs::read_to_string(Path::new("crates").join(file)).with_context(|| format!("read {file}"))?;
+    let begin = format!("const {name}: ");
+    let line = source.lines().find(|line| line.contains(&begin));
+    let line = line.with_context(|| format!("{file} has no constant {name}"))?;
+    match line.split_once(" = ").map(|(_, has)| has.trim_end_matches(';')) {
+        Some(has) if has == value => Ok(()),
+        has => bail!("{name} is {} in {file}, not {value}", has.unwrap_or("something else")),
+    }
 }
 
 /// Whether the proof is there.
