@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::audit::within_bounds;
 use crate::census::process_alive;
 use crate::tools::{conmon, runc};
-use crate::wait::{DEADLINE, eventually, let_pass, output_within, wait_exit, wait_for};
+use crate::wait::{DEADLINE, eventually, output_within, wait_exit, wait_for, within};
 use crate::{Bundle, TempDir, unique_id};
 
 /// Makes `command` start with these descriptors under these numbers, and without close-on-exec.
@@ -426,9 +426,7 @@ impl Running {
     pub fn ctl(&self, text: &str) {
         write_fifo(&self.call.path("bundle").join("ctl"), text);
     }
-}
 
-impl Running {
     /// The pid of the monitor while it runs.
     fn alive(&self) -> Option<u32> {
         let pid: u32 = match &self.call.pidfile {
@@ -458,10 +456,11 @@ impl Drop for Running {
             let mut delete = Command::new(runc());
             delete.arg(root).args(["delete", "-f", &self.call.id]);
             let _ = delete.stdout(Stdio::null()).stderr(Stdio::null()).status();
-            let end = Instant::now() + DEADLINE;
-            while good && self.alive().is_some() && Instant::now() < end {
-                let _ = self.child.try_wait();
-                let_pass(Duration::from_millis(10));
+            if good {
+                within(DEADLINE, || {
+                    let _ = self.child.try_wait();
+                    self.alive().is_none()
+                });
             }
         }
         let left = self.alive();

@@ -8,10 +8,10 @@ use std::process::{Child, Command, Output, Stdio};
 use pintle_core::sha256;
 use serde_json::json;
 
-use crate::leftovers::{kill_all_with, processes_with};
+use crate::wait::within;
 use crate::{
-    DEADLINE, TempDir, containerd_shim, eventually, let_pass, output_within, require_tool, rootfs, unique_id,
-    wait_exit, wait_for,
+    DEADLINE, Leftovers, TempDir, containerd_shim, eventually, output_within, require_tool, rootfs,
+    unique_id, wait_exit, wait_for,
 };
 
 /// The one image there is.
@@ -266,22 +266,15 @@ impl Containerd {
 impl Drop for Containerd {
     fn drop(&mut self) {
         // Our shims of a good test end with it. The peer's may stay where a scenario was tried again.
-        let end = std::time::Instant::now() + DEADLINE;
         let mut left = Vec::new();
-        while !std::thread::panicking() {
-            left = crate::shims_of(&self.namespace);
-            if left.is_empty() || std::time::Instant::now() > end {
-                break;
-            }
-            let_pass(std::time::Duration::from_millis(20));
+        if !std::thread::panicking() {
+            within(DEADLINE, || {
+                left = crate::shims_of(&self.namespace);
+                left.is_empty()
+            });
         }
-        // A test that failed leaves containers: everything of the namespace goes, shims first.
-        // A process that one of them was just starting shows up in a later look.
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while !processes_with(&self.namespace).is_empty() && std::time::Instant::now() < end {
-            kill_all_with(&self.namespace);
-            let_pass(std::time::Duration::from_millis(10));
-        }
+        // A test that failed leaves containers: everything of the namespace goes.
+        Leftovers::of(&self.namespace).kill();
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
@@ -296,8 +289,8 @@ impl Drop for Containerd {
             let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
         }
         remove_cgroups(Path::new("/sys/fs/cgroup"), &self.namespace, 0);
-        if !std::thread::panicking() {
-            assert!(left.is_empty(), "the test leaves shims {left:?} of {}", self.namespace);
+        if !left.is_empty() {
+            panic!("the test leaves shims {left:?} of {}", self.namespace);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::leftovers::{Leftovers, kill_all_with};
+use crate::leftovers::Leftovers;
 use crate::wait::DEADLINE;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -59,9 +59,9 @@ impl TempDir {
 impl Drop for TempDir {
     fn drop(&mut self) {
         // Everything that carries the path or an id of a directory below must be gone; a failed test has said enough.
+        let mut words = Leftovers::of(self.path.to_string_lossy());
         let mut left = Vec::new();
         if !std::thread::panicking() {
-            let mut words = Leftovers::of(self.path.to_string_lossy());
             for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 if name.starts_with("pt") && name.ends_with('z') {
@@ -83,7 +83,7 @@ impl Drop for TempDir {
             let _ = fs::remove_dir_all(&self.path);
         }
         if !left.is_empty() {
-            kill_all_with(&self.path.to_string_lossy());
+            words.kill();
             panic!("the test leaves\n{}", left.join("\n"));
         }
     }

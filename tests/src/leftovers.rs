@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::census::process_alive;
-use crate::wait::{eventually, let_pass};
+use crate::wait::{eventually, within};
 
 /// The words by which what belongs to a test is known: its ids and its directories.
 #[derive(Debug, Default)]
@@ -40,19 +43,28 @@ impl Leftovers {
 
     /// Waits this long at most; what is left then.
     pub fn settle(&self, patience: Duration) -> Vec<String> {
-        let end = Instant::now() + patience;
-        loop {
-            let found = self.find();
-            if found.is_empty() || Instant::now() >= end {
-                return found;
+        let mut found = Vec::new();
+        within(patience, || {
+            found = self.find();
+            found.is_empty()
+        });
+        found
+    }
+
+    /// Kills the processes, and those that they start meanwhile.
+    pub fn kill(&self) {
+        within(Duration::from_secs(10), || {
+            let found = self.processes();
+            for (pid, _) in &found {
+                let _ = nix::sys::signal::kill(Pid::from_raw(*pid), Signal::SIGKILL);
             }
-            let_pass(Duration::from_millis(20));
-        }
+            found.is_empty()
+        });
     }
 
     /// What is there now.
     pub fn find(&self) -> Vec<String> {
-        let mut found = self.processes();
+        let mut found: Vec<String> = self.processes().into_iter().map(|(_, told)| told).collect();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         found.extend(mounts.lines().filter(|l| self.named(l)).map(|l| format!("mount: {l}")));
         let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
@@ -76,12 +88,12 @@ impl Leftovers {
     }
 
     /// Processes and zombies that carry a word in their command line, cgroup or environment.
-    fn processes(&self) -> Vec<String> {
+    fn processes(&self) -> Vec<(i32, String)> {
         let Ok(proc) = fs::read_dir("/proc") else { return Vec::new() };
-        let own = std::process::id();
+        let own = std::process::id().try_into().unwrap_or(0);
         let mut found = Vec::new();
         for entry in proc.flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
             if pid == own {
                 continue;
             }
@@ -90,11 +102,11 @@ impl Leftovers {
             let cgroup = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
             // A zombie has no command line; on cgroup v2 its cgroup tells whose it was. On v1 it has left that, and
             // is seen as a child of its shim, or by the census after the whole program.
-            let kind = if process_alive(pid) { "process" } else { "zombie" };
+            let kind = if process_alive(pid.unsigned_abs()) { "process" } else { "zombie" };
             let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
             let environ = String::from_utf8_lossy(&environ);
             if self.named(&line) || self.named(&cgroup) || self.named(&environ) {
-                found.push(format!("{kind}: {pid} {line}"));
+                found.push((pid, format!("{kind}: {pid} {line}")));
             }
         }
         found
@@ -118,28 +130,4 @@ impl Leftovers {
             }
         }
     }
-}
-
-/// Kills every other process that carries the word in its command line, cgroup or environment.
-pub(crate) fn kill_all_with(word: &str) {
-    for pid in processes_with(word) {
-        let pid = nix::unistd::Pid::from_raw(pid);
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-    }
-}
-
-/// Other processes that carry the word in their command line, cgroup or environment.
-pub(crate) fn processes_with(word: &str) -> Vec<i32> {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let Ok(proc) = fs::read_dir("/proc") else { return Vec::new() };
-    proc.flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            let texts = [String::from_utf8_lossy(&line), String::from_utf8_lossy(&environ), cgroup.into()];
-            *pid != own && texts.iter().any(|text| text.contains(word))
-        })
-        .collect()
 }

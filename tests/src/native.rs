@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use pintle_client::{CreateOptions, LogOptions, Monitor, SpawnConfig, State};
 
-use crate::leftovers::kill_all_with;
-use crate::{Bundle, Leftovers, TempDir, eventually, runc, shim, unique_id};
+use crate::wait::within;
+use crate::{Bundle, DEADLINE, Leftovers, TempDir, runc, shim, unique_id};
 
-/// A place for containers. Dropped, it kills what the test left; [`finish`](Native::finish) proves that
-/// nothing was left.
+/// A place for containers. Dropped at the end of a good test, it proves that nothing is left, as
+/// [`finish`](Native::finish) does; it kills what is.
 #[derive(Debug)]
 pub struct Native {
     dir: TempDir,
@@ -113,20 +113,25 @@ impl Native {
     /// # Panics
     /// When something is.
     pub fn finish(&self) {
-        eventually("nothing to be left", || {
-            let found = self.leftovers();
-            if found.is_empty() { Ok(()) } else { Err(found.join("\n")) }
-        });
+        let left = self.left();
+        assert!(left.is_empty(), "the test leaves\n{}", left.join("\n"));
     }
 
-    fn leftovers(&self) -> Vec<String> {
-        let mut left = Leftovers::of(self.dir.path().to_string_lossy());
-        for id in self.ids.lock().expect("ids").iter() {
-            left = left.and(id);
-        }
-        let mut found = left.find();
-        let states = std::fs::read_dir(self.root()).into_iter().flatten().flatten();
-        found.extend(states.map(|e| format!("state: {}", e.path().display())));
+    /// What carries the name of the place or of a container.
+    fn marked(&self) -> Leftovers {
+        let ids = self.ids.lock().map(|ids| ids.clone()).unwrap_or_default();
+        ids.iter().fold(Leftovers::of(self.dir.path().to_string_lossy()), Leftovers::and)
+    }
+
+    /// What does not go by itself.
+    fn left(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        within(DEADLINE, || {
+            found = self.marked().find();
+            let states = std::fs::read_dir(self.root()).into_iter().flatten().flatten();
+            found.extend(states.map(|e| format!("state: {}", e.path().display())));
+            found.is_empty()
+        });
         found
     }
 
@@ -135,7 +140,7 @@ impl Native {
         for id in self.ids.lock().map(|ids| ids.clone()).unwrap_or_default() {
             let _ = std::process::Command::new(runc()).args(["delete", "--force", &id]).output();
         }
-        kill_all_with(&self.root().to_string_lossy());
+        self.marked().kill();
     }
 }
 
@@ -169,18 +174,13 @@ impl Container {
 impl Drop for Native {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // Killed before it is told, or a failure would leave a container.
-            let end = std::time::Instant::now() + crate::DEADLINE;
-            let mut found = self.leftovers();
-            while !found.is_empty() && std::time::Instant::now() < end {
-                crate::let_pass(Duration::from_millis(20));
-                found = self.leftovers();
-            }
-            if found.is_empty() {
+            let left = self.left();
+            if left.is_empty() {
                 return;
             }
+            // Killed before it is told, or a failure would leave a container.
             self.kill();
-            panic!("the test leaves\n{}", found.join("\n"));
+            panic!("the test leaves\n{}", left.join("\n"));
         }
         for id in self.ids.lock().map(|ids| ids.clone()).unwrap_or_default() {
             let log = self.root().join(&id).join("shim.log");

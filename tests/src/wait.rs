@@ -1,6 +1,7 @@
 //! Waiting for a condition with a deadline. The only place of the tests that sleeps.
 
 use std::future::Future;
+use std::io::{Read, Seek, SeekFrom};
 use std::process::{Child, Command, ExitStatus, Output};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,22 @@ pub fn eventually<T, E: std::fmt::Display>(what: &str, mut attempt: impl FnMut()
             Err(e) if Instant::now() >= end => panic!("waited {DEADLINE:?} for {what}: {e}"),
             Err(_) => std::thread::sleep(pause(round)),
         }
+        round += 1;
+    }
+}
+
+/// Waits until `condition` holds, this long at most; whether it does. For ends of tests, which clean up before they fail.
+pub(crate) fn within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    let mut round = 0;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        std::thread::sleep(pause(round));
         round += 1;
     }
 }
@@ -101,9 +118,8 @@ pub fn wait_exit(child: &mut Child) -> ExitStatus {
 /// When it cannot be started or does not end.
 #[track_caller]
 pub fn output_within(command: &mut Command) -> Output {
-    let dir = crate::TempDir::new("out");
-    let (out, err) = (dir.path().join("o"), dir.path().join("e"));
-    let file = |p| std::fs::File::create(p).expect("create an output file");
+    let (out, err) = (nameless_file(), nameless_file());
+    let file = |f: &std::fs::File| f.try_clone().expect("a second descriptor");
     let mut child = command
         .stdin(std::process::Stdio::null())
         .stdout(file(&out))
@@ -111,6 +127,20 @@ pub fn output_within(command: &mut Command) -> Output {
         .spawn()
         .unwrap_or_else(|e| panic!("run {command:?}: {e}"));
     let status = wait_exit(&mut child);
-    let read = |p| std::fs::read(p).unwrap_or_default();
-    Output { status, stdout: read(&out), stderr: read(&err) }
+    Output { status, stdout: content(out), stderr: content(err) }
+}
+
+/// A file that is gone with its last descriptor: a pipe would hold up a command that leaves something running.
+fn nameless_file() -> std::fs::File {
+    let path = std::env::temp_dir().join(crate::unique_id("out"));
+    let options = std::fs::File::options().read(true).write(true).create_new(true).open(&path);
+    let file = options.expect("create an output file");
+    std::fs::remove_file(&path).expect("remove its name");
+    file
+}
+
+fn content(mut file: std::fs::File) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut bytes)).expect("read an output file");
+    bytes
 }

@@ -597,6 +597,39 @@ async fn hundreds_of_calls_at_once_are_all_answered() {
     c.delete().await;
 }
 
+/// One call more than may run at a time is refused by name, and the others go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_too_many_is_refused_by_name() {
+    const MOST: usize = 768;
+    let place = Native::new("most");
+    let gate = place.path().join("gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let hang = Act::Script(format!("read x <'{}'; echo no luck >&2; exit 1", gate.display()));
+    let fake = FakeRuntime::new().on("exec", hang).write(place.path());
+    let c = place.start_with(&Bundle::sh(IDLE), |o| o.runtime.path = fake).await;
+    let shim = c.shim_pid().await;
+    let calls: Vec<_> = (0..MOST)
+        .map(|_| {
+            let monitor = c.monitor.clone();
+            tokio::spawn(async move { monitor.exec_sync(&sh("exit 0")).await })
+        })
+        .collect();
+    wait_for("all calls to run", || process_children(shim).len() >= MOST);
+    let error = c.monitor.exec_sync(&sh("exit 0")).await.unwrap_err();
+    assert_eq!(kind(&error), Some(ErrorKind::ResourceExhausted), "{error:?}");
+    assert!(error.to_string().contains(&format!("{MOST} ExecSync calls")), "{error}");
+    // Open for both ends nobody is waited for; every reader goes on, and finds the end when it is closed again.
+    wait_for("the runtimes to go on", || {
+        drop(std::fs::File::options().read(true).write(true).open(&gate).unwrap());
+        process_children(shim).len() <= 1
+    });
+    for call in calls {
+        let error = call.await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("no luck"), "{error:?}");
+    }
+    c.delete().await;
+}
+
 /// A line of `/proc/PID/status` in kB.
 fn status_kb(pid: u32, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

@@ -1,12 +1,13 @@
 //! Promises about the shim's own fate: its loss by `kill -9`, and its replacement in place.
 
+use nix::fcntl::{Flock, FlockArg};
 use pintle_client::{
     ErrorKind, EventKind, ExecOptions, ExecSyncOptions, ExitReason, Monitor, Status, has_shim,
     read_exit_record,
 };
 use pintle_tests::{
-    Act, Bundle, FakeRuntime, Native, other_shims, parse_cri, process_alive, read_cri, rejoin, scaled, shim,
-    unique_id, wait_for, wait_for_async,
+    Act, Bundle, FakeRuntime, Native, eventually, other_shims, parse_cri, process_alive, read_cri, rejoin,
+    scaled, shim, unique_id, wait_for, wait_for_async,
 };
 use std::path::Path;
 use std::time::Duration;
@@ -103,6 +104,28 @@ async fn a_container_survives_its_shim_and_is_adopted() {
     true_or_unknown(&exit.reason, &ExitReason::Code(4));
     monitor.delete(false).await.unwrap();
     place.finish();
+}
+
+/// What a lost shim had just forked holds the lock of its directory for a moment: an adopter waits for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_adopter_waits_for_what_the_lost_shim_had_forked() {
+    let place = Native::new("forked");
+    let c = place.start(&Bundle::sh("sleep 1000000")).await;
+    kill_hard(c.shim_pid().await);
+    let dir = place.root().join(&c.id);
+    wait_for("nobody to serve its socket", || !has_shim(&dir));
+    let lock = eventually("the lock to be free", || {
+        let dir = std::fs::File::open(&dir).map_err(|e| e.to_string())?;
+        Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e.to_string())
+    });
+    let release = std::thread::spawn(move || {
+        pintle_tests::let_pass(Duration::from_millis(300));
+        drop(lock);
+    });
+    let monitor = adopt(&place, &c.id).await;
+    release.join().unwrap();
+    assert_eq!(monitor.state().await.unwrap().status, Status::Running);
+    monitor.delete(true).await.unwrap();
 }
 
 /// Wherever in a life the shim is lost, the next one knows how the container stands and in the end how it ended.

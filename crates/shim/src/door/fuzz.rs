@@ -2,7 +2,7 @@
 //!
 //! Not part of the shim: it is compiled for the fuzzer (`cfg(fuzzing)`) and for the tests, which replay the corpora.
 
-use super::native::guard::{Guarded, Limits};
+use super::guard::{Guarded, Limits};
 use super::{conmon, containerd, native};
 use crate::engine::stats;
 use async_trait::async_trait;

@@ -5,4 +5,5 @@ pub mod containerd;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+mod guard;
 pub mod native;

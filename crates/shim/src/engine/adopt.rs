@@ -15,7 +15,7 @@ use super::reap::{Ended, ExitWatch, Reaper};
 use super::record::{read_ending, read_exit_record, write_exit_record};
 use super::runtime::{RunIo, RuntimeCli};
 use super::spec::CreateSpec;
-use super::{logs, rundown};
+use super::{logs, rundown, tree};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use pintle_core::cgroup::OomCounter;
@@ -127,28 +127,12 @@ pub async fn adopt(id: &str, dir: &Path, reaper: Reaper) -> Result<Arc<Container
 async fn settle_runtime_calls(dir: &Path, kill: bool) {
     let mark = dir.join(".");
     let mark = mark.as_os_str().as_bytes();
+    let named = |pid: i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        memchr::memmem::find(&line, mark).is_some()
+    };
     for _ in 0..100 {
-        let mut found = false;
-        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-            let named = |pid| {
-                let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                memchr::memmem::find(&line, mark).is_some()
-            };
-            if named(pid) {
-                found = true;
-                if !kill {
-                    continue;
-                }
-                // Looked at again while it is held, against a recycled pid.
-                if let Ok(held) = PidFd::open(pid) {
-                    if named(pid) {
-                        let _ = held.signal(libc::SIGKILL);
-                    }
-                }
-            }
-        }
-        if !found {
+        if tree::matching(kill, named).is_empty() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -157,11 +141,11 @@ async fn settle_runtime_calls(dir: &Path, kill: bool) {
 
 /// Removes the cgroups that a runtime had made, and not yet noted, when it was cut off: its delete does not know them.
 async fn sweep_cgroups(spec: &CreateSpec, id: &str) {
-    let paths = spec.cgroups_paths(id);
-    let cgroups: Vec<Cgroups> = paths.iter().map(|path| Cgroups::named(path)).collect();
+    let mut cgroups: Vec<Cgroups> = spec.cgroups_paths(id).iter().map(|path| Cgroups::named(path)).collect();
     // What the runtime had started ends by itself, two seconds at most.
     for _ in 0..100 {
-        if cgroups.iter().filter(|one| !one.remove_empty()).count() == 0 {
+        cgroups.retain(|one| !one.remove_empty());
+        if cgroups.is_empty() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

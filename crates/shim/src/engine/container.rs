@@ -388,14 +388,9 @@ impl Container {
         // Not there if the runtime failed before.
         let _ = std::fs::remove_file(&pid_file);
         let pid = pid?;
+        let held = self.reaper.hold(pid, created);
         let exit = self.reaper.watch(pid, created);
-        let pidfd = PidFd::open(pid)
-            .map_err(|e| Failure::system("hold the first process of", self.id.as_str(), &e))?;
-        if exit.peek().is_some() {
-            // Reaped already: what the pidfd holds may be another process with the same pid.
-            let gone = std::io::Error::from_raw_os_error(libc::ESRCH);
-            return Err(Failure::system("hold the first process of", self.id.as_str(), &gone));
-        }
+        let pidfd = held.map_err(|e| Failure::system("hold the first process of", self.id.as_str(), &e))?;
         if let Some(console) = console {
             let master = receive_console(&console, &self.id).await?;
             hub.set_terminal(master)

@@ -319,10 +319,8 @@ impl Container {
         let pid = result.and_then(|_| runtime.read_pid_file(&op, &pid_file));
         let _ = std::fs::remove_file(&pid_file);
         let pid = pid?;
-        let pidfd = PidFd::open(pid).ok();
+        let pidfd = self.reaper.hold(pid, since).ok();
         let exit = self.reaper.watch(pid, since);
-        // Reaped already: what the pidfd holds may be another process with the same pid.
-        let pidfd = pidfd.filter(|_| exit.peek().is_none());
         let mut started = Started { pid, pidfd, exit, started_at, master: None };
         if let Some(console) = console {
             match receive_console(&console, &self.id).await {

@@ -5,7 +5,7 @@
 
 use super::container::Container;
 use super::exec::{Launch, exec_cgroup};
-use super::failure::Failure;
+use super::failure::{Failure, FailureKind};
 use super::ready::async_fd;
 use super::reap::Ended;
 use super::runtime::{RunIo, RuntimeCli};
@@ -16,7 +16,7 @@ use pintle_core::wall::WallTime;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -28,6 +28,8 @@ pub const OUTPUT_DEFAULT: u64 = 16 * 1024 * 1024;
 const LAUNCH: Duration = Duration::from_secs(10);
 /// The most a caller may ask for: it is held in the shim's memory.
 pub const OUTPUT_LIMIT: u64 = 64 * 1024 * 1024;
+/// Calls at a time: below what one connection may have unanswered, so that one too many is told so.
+pub const CALLS_MAX: usize = 768;
 /// What all calls that run at a time may hold together, and answers on their way; further output is cut.
 pub const OUTPUT_TOTAL: u64 = 64 * 1024 * 1024;
 /// How long output of left-over processes is waited for after the end.
@@ -35,6 +37,30 @@ const LINGER: Duration = Duration::from_millis(500);
 
 /// Bytes of output that are in memory now, of all calls.
 static HELD: AtomicU64 = AtomicU64::new(0);
+
+/// Calls that run now.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+/// The place of one call.
+struct Place;
+
+impl Place {
+    fn take(container: &str) -> Result<Self, Failure> {
+        // One thread: nobody comes in between.
+        if CALLS.load(Ordering::Relaxed) >= CALLS_MAX {
+            let message = format!("container {container} has {CALLS_MAX} ExecSync calls under way");
+            return Err(Failure::new(FailureKind::ResourceExhausted, container, message));
+        }
+        CALLS.fetch_add(1, Ordering::Relaxed);
+        Ok(Self)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        CALLS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// The share of one call in the memory for output; given back when dropped, so it goes where the output goes.
 #[derive(Debug, Default)]
@@ -94,6 +120,7 @@ impl Container {
         // Its output is in this program's memory only.
         let _active = self.activity.read().await;
         let (runtime, bundle, exec_args) = self.check_exec_possible()?;
+        let _place = Place::take(&self.id)?;
         let (document, terminal) = spec.process(&bundle)?;
         // Only what may have to be killed needs a cgroup of its own.
         let cgroup = match timeout {
@@ -134,6 +161,8 @@ impl Container {
         let mut started = match started {
             Ok(started) => started,
             Err(mut failure) => {
+                // Its end may be known before its last words are read.
+                linger(&mut out, &mut err, &output, true).await;
                 if failure.runtime_message.is_empty() && !err.bytes.is_empty() {
                     failure.runtime_message = pintle_core::runtime::error_message(b"", &err.bytes);
                     failure.message = format!("{}: {}", failure.message, failure.runtime_message);

@@ -213,12 +213,15 @@ impl Reaper {
     }
 
     /// Holds a process that something else started below us, before anybody watches it; `since` as in
-    /// [`Reaper::watch`]. `None`: it is gone.
-    pub fn hold(&self, pid: i32, since: MonoTime) -> Option<PidFd> {
-        let held = PidFd::open(pid).ok()?;
+    /// [`Reaper::watch`].
+    ///
+    /// # Errors
+    /// `ESRCH` if it is gone.
+    pub fn hold(&self, pid: i32, since: MonoTime) -> io::Result<PidFd> {
+        let held = PidFd::open(pid)?;
         // If it was reaped before the pidfd was opened, that may hold another process with the same pid.
         let reaped = self.lock().unclaimed.iter().any(|(p, ended)| *p == pid && ended.mono >= since);
-        (!reaped).then_some(held)
+        if reaped { Err(io::Error::from_raw_os_error(libc::ESRCH)) } else { Ok(held) }
     }
 
     /// Watches a process that is not our child, by a pidfd the caller has checked to be the right one.
@@ -318,8 +321,8 @@ mod tests {
             // A pid that was reaped and given to another process is not held for the first; nor is it missed later.
             let own = i32::try_from(std::process::id()).unwrap();
             reaper.record(own, Ended::now(Exit::Code(0)));
-            assert!(reaper.hold(own, start).is_none());
-            assert!(reaper.hold(own, MonoTime(clock::mono().0 + 1)).is_some());
+            assert!(reaper.hold(own, start).is_err());
+            assert!(reaper.hold(own, MonoTime(clock::mono().0 + 1)).is_ok());
         });
     }
 }

@@ -52,6 +52,7 @@ pub struct LogSpec {
     #[serde(default)]
     pub drop_over_rate: bool,
     /// `k8s-file`: close a line that the end of its stream cuts off.
+    #[serde(default)]
     pub close_partial: bool,
     /// journald tag.
     pub tag: String,
@@ -352,6 +353,15 @@ mod tests {
         for bad in ["", ".", "..", ".x", "-x", "a/b", "a b", "ä", "a\0", &"x".repeat(257)] {
             assert!(check_id("container", bad).is_err(), "{bad:?}");
         }
+    }
+
+    /// State files and hand-overs of the first shims are read by every later one.
+    #[test]
+    fn a_log_of_the_first_version_is_read() {
+        let text = r#"{"driver":"k8s-file","path":"/l","max_size":1,"max_files":2,"global_max_size":3,"tag":"t",
+            "labels":["A=b"],"name":"n"}"#;
+        let log: LogSpec = serde_json::from_str(text).unwrap();
+        assert!((log.max_size, log.max_files, log.global_max_size) == (1, 2, 3) && !log.close_partial);
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl ExecCgroup {
         // Frozen processes cannot fork away between being listed and being killed; they die when thawed.
         let _ = std::fs::write(&freezer, "FROZEN");
         for pid in pids_below(&self.dir) {
-            kill_in(pid, &self.dir, libc::SIGKILL);
+            signal_if(pid, libc::SIGKILL, || pids_below(&self.dir).contains(&pid));
         }
         let _ = std::fs::write(&freezer, "THAWED");
         pids_below(&self.dir).into_iter().all(|pid| process::stat(pid).is_none_or(|s| s.state == b'Z'))
@@ -84,13 +84,24 @@ fn pids_below(dir: &Path) -> Vec<i32> {
     pids
 }
 
-/// Signals a pid read from `dir/cgroup.procs`, holding it by pidfd first and then looking whether it is still there,
-/// so that a recycled pid is not hit.
-fn kill_in(pid: i32, dir: &Path, signal: i32) {
+/// Signals the process that had this pid when it was found, holding it by pidfd first and then looking whether it is still
+/// the one, so that a recycled pid is not hit.
+fn signal_if(pid: i32, signal: i32, still: impl FnOnce() -> bool) {
     let Ok(held) = PidFd::open(pid) else { return };
-    if pids_below(dir).contains(&pid) {
+    if still() {
         let _ = held.signal(signal);
     }
+}
+
+/// All processes of which `is` is true now; with `kill` they get SIGKILL. For what no cgroup tells from others.
+pub fn matching(kill: bool, is: impl Fn(i32) -> bool) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let found: Vec<i32> = pids.filter(|pid| is(*pid)).collect();
+    for pid in found.iter().filter(|_| kill) {
+        signal_if(*pid, libc::SIGKILL, || is(*pid));
+    }
+    found
 }
 
 /// Signals every process of a container.
@@ -103,10 +114,7 @@ pub fn signal_all(cgroups: &Cgroups, signal: i32) -> io::Result<()> {
         return Ok(());
     }
     for pid in cgroups.pids() {
-        let Ok(held) = PidFd::open(pid) else { continue };
-        if cgroups.pids().contains(&pid) {
-            let _ = held.signal(signal);
-        }
+        signal_if(pid, signal, || cgroups.pids().contains(&pid));
     }
     Ok(())
 }
@@ -133,11 +141,7 @@ pub fn signal_descendants(root: &PidFd, cgroups: &Cgroups, signal: i32) {
         if pid == root.pid() {
             continue;
         }
-        if let Ok(held) = PidFd::open(pid) {
-            if cgroups.pids().contains(&pid) {
-                let _ = held.signal(signal);
-            }
-        }
+        signal_if(pid, signal, || cgroups.pids().contains(&pid));
     }
     let _ = root.signal(signal);
 }

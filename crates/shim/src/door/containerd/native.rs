@@ -28,9 +28,9 @@ use super::error::TaskError;
 use super::logger::now;
 use super::process::{Phase, Process, ProcessExit};
 use super::server::accept;
+use crate::door::guard::Limits;
 use crate::door::native::args::default_root;
 use crate::door::native::convert;
-use crate::door::native::guard::Limits;
 use crate::engine::persist::{STATE_FILE, STATE_VERSION, StateFile, VERSION, write_visible};
 use crate::engine::stats::Stats;
 

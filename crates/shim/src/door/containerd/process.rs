@@ -99,7 +99,7 @@ impl Process {
         let mut state = self.lock();
         state.pid = pid;
         // Where the process is gone already, nothing is to be signalled.
-        state.pidfd = reaper.hold(pid, since).map(Arc::new);
+        state.pidfd = reaper.hold(pid, since).ok().map(Arc::new);
     }
 
     /// Tells those who wait that something has changed.

@@ -198,7 +198,6 @@ impl Publisher {
         event: &Queued,
         client: &mut Option<EventsClient>,
     ) -> Result<(), Unsent> {
-        let again = |message| Unsent::Again(message);
         let mut fresh = client.is_none();
         loop {
             let connected = match client.take() {
@@ -206,8 +205,8 @@ impl Publisher {
                 None => {
                     let stream = timeout(ATTEMPT, UnixStream::connect(socket))
                         .await
-                        .map_err(|_| again(format!("connect to {socket}: timed out")))?
-                        .map_err(|e| again(format!("connect to {socket}: {e}")))?;
+                        .map_err(|_| Unsent::Again(format!("connect to {socket}: timed out")))?
+                        .map_err(|e| Unsent::Again(format!("connect to {socket}: {e}")))?;
                     EventsClient::new(ttrpc::r#async::Client::new(stream.into()))
                 }
             };
@@ -225,9 +224,9 @@ impl Publisher {
                 }
                 Err(ttrpc::Error::RpcStatus(status)) => {
                     *client = Some(connected);
-                    return Err(again(status.message));
+                    return Err(Unsent::Again(status.message));
                 }
-                Err(e) if fresh => return Err(again(e.to_string())),
+                Err(e) if fresh => return Err(Unsent::Again(e.to_string())),
                 Err(_) => fresh = true,
             }
         }

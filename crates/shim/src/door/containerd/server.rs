@@ -26,7 +26,7 @@ use super::native::Native;
 use super::paths::Bundle;
 use super::publisher::Publisher;
 use super::task::TaskService;
-use crate::door::native::guard::{Guarded, Limits};
+use crate::door::guard::{Guarded, Limits};
 use crate::door::native::signals::swallow_all;
 use crate::engine::reap::Reaper;
 use crate::engine::signal::signal;

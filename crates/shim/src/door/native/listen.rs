@@ -1,7 +1,7 @@
 //! The sockets: who may connect, how many, and what happens to a connection.
 
-use super::guard::{Guarded, Limits};
 use super::stdio_sock::Waiting;
+use crate::door::guard::{Guarded, Limits};
 use crate::engine::ready::async_fd;
 use pintle_sys::peer;
 use pintle_sys::seqpacket;

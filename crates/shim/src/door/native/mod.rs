@@ -3,7 +3,6 @@
 pub(super) mod args;
 pub(super) mod convert;
 pub(super) mod embed;
-pub(super) mod guard;
 mod listen;
 mod service;
 pub(super) mod signals;

@@ -22,14 +22,17 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// A shim that nobody uses and that has no container ends after this time.
 const ORPHANED: Duration = Duration::from_secs(60);
+/// How long the lock of a shim that is dead may be held by what it had just forked, until that executes its program.
+const LOST: Duration = Duration::from_secs(2);
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -138,6 +141,23 @@ fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)
 }
 
+/// Locks a state directory. `None`: a shim has it.
+fn lock(mut dir: OwnedFd) -> Option<Flock<OwnedFd>> {
+    let end = Instant::now() + LOST;
+    loop {
+        dir = match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Some(lock),
+            Err((dir, _)) => dir,
+        };
+        let socket = format!("/proc/self/fd/{}/monitor.sock", dir.as_raw_fd());
+        let nobody = UnixStream::connect(socket).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+        if !nobody || Instant::now() > end {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Makes the state directory and its sockets.
 pub(super) fn prepare(args: Args) -> Result<Setup, String> {
     check_id("container", &args.id).map_err(|e| e.message)?;
@@ -165,10 +185,8 @@ pub(super) fn prepare(args: Args) -> Result<Setup, String> {
     }
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let held = open(&dir, flags, Mode::empty()).map_err(|e| format!("open {shown}: {e}"))?;
-    let lock = match Flock::lock(held, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => lock,
-        Err((_, _)) => return Err(format!("id {} is in use: a shim serves {shown}", args.id)),
-    };
+    let in_use = || format!("id {} is in use: a shim serves {shown}", args.id);
+    let lock = lock(held).ok_or_else(in_use)?;
     // A plain descriptor from here on: it is released by the kernel when the last copy is closed.
     let lock_fd = lock.try_clone().map_err(|e| format!("hold {shown}: {e}"))?;
     std::mem::forget(lock);

@@ -13,10 +13,10 @@ use crate::engine::failure::{Failure, FailureKind};
 use crate::engine::persist::{STATE_VERSION, VERSION};
 use crate::engine::reap::Reaper;
 use crate::engine::runtime::{RuntimeFailure, supervise};
+use crate::engine::tree;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Pid, execv};
 use pintle_sys::daemon;
-use pintle_sys::pidfd::PidFd;
 use serde::{Deserialize, Serialize};
 use std::ffi::{CString, OsString};
 use std::fs::File;
@@ -135,21 +135,9 @@ async fn check(executable: &Path, reaper: &Reaper) -> Result<(), Failure> {
 /// Kills what is left of a process group whose first process has ended. Its orphans are ours by now, and what has not
 /// been reaped keeps its pid.
 fn end_group(group: i32) {
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let member = || nix::unistd::getpgid(Some(Pid::from_raw(pid))).is_ok_and(|of| of.as_raw() == group);
-        if !member() {
-            continue;
-        }
-        // Looked at again while it is held, against a recycled pid.
-        if let Ok(held) = PidFd::open(pid) {
-            if member() {
-                let _ = held.signal(libc::SIGKILL);
-            }
-        }
-    }
+    tree::matching(true, |pid| {
+        nix::unistd::getpgid(Some(Pid::from_raw(pid))).is_ok_and(|of| of.as_raw() == group)
+    });
 }
 
 /// Whether a state version is understood; the other side of [`check`].

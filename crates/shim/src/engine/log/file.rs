@@ -223,7 +223,7 @@ impl FileSink {
         }
     }
 
-    /// What is written by an encoder in pieces, so that many short lines do not grow the memory.
+    /// Encodes and writes a chunk in pieces, so that what has to be escaped does not grow the memory.
     fn put_json(&mut self, chunk: &Chunk<'_>, scratch: &mut Vec<u8>, losses: &mut Losses) {
         // A record is at most six times as long as its piece, and has some hundred bytes of its own.
         for piece in chunk.data.chunks(WRITE / 8) {
@@ -357,22 +357,21 @@ impl LogSink for FileSink {
         }
     }
 
-    fn end(&mut self, stream: Stream, now: WallTime, scratch: &mut Vec<u8>, losses: &mut Losses) {
-        scratch.clear();
+    fn end(&mut self, stream: Stream, now: WallTime, _scratch: &mut Vec<u8>, losses: &mut Losses) {
+        let mut last = Vec::new();
         match &mut self.format {
-            Format::Json(encoder) => encoder.finish(scratch, now, stream),
+            Format::Json(encoder) => encoder.finish(&mut last, now, stream),
             Format::Cri if self.config.close_partial && self.partial[stream.index()] => {
                 let stamp = self.stamp(now);
-                cri::encode(scratch, &stamp, stream, b"\n");
+                cri::encode(&mut last, &stamp, stream, b"\n");
                 self.partial[stream.index()] = false;
             }
             Format::Cri => {}
         }
-        if scratch.is_empty() {
-            return;
+        if !last.is_empty() {
+            self.mark(now);
+            self.put(&last, losses);
         }
-        self.mark(now);
-        self.put(scratch, losses);
     }
 
     fn note_loss(&mut self, cause: LossCause, bytes: u64) {

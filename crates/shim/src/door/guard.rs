@@ -23,24 +23,24 @@ const FLAG_REMOTE_CLOSED: u8 = 1;
 
 /// What the connections of a door may have under way. All count requests that are not answered yet.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::door) struct Limits {
+pub(super) struct Limits {
     /// Longest frame, in bytes; the connection ends with a longer one.
-    pub(in crate::door) frame: u32,
+    pub(super) frame: u32,
     /// Requests of one connection.
-    pub(in crate::door) requests: usize,
+    pub(super) requests: usize,
     /// Bytes of the requests of one connection.
-    pub(in crate::door) bytes: u64,
+    pub(super) bytes: u64,
     /// Bytes of the requests of all connections.
-    pub(in crate::door) total: u64,
+    pub(super) total: u64,
 }
 
 impl Limits {
     /// Those of the native door.
-    pub(in crate::door) const NATIVE: Self =
+    pub(super) const NATIVE: Self =
         Self { frame: FRAME_MAX, requests: 1024, bytes: 8 << 20, total: 32 << 20 };
     /// Those of the containerd door. One daemon stands behind the connection and waits for every process of a pod, so
     /// the numbers are large; a frame that is too long is answered by the crate, as the daemon expects.
-    pub(in crate::door) const CONTAINERD: Self =
+    pub(super) const CONTAINERD: Self =
         Self { frame: u32::MAX, requests: 16 * 1024, bytes: 64 << 20, total: 128 << 20 };
 }
 
@@ -140,7 +140,7 @@ impl Drop for Open {
 }
 
 /// A connection whose frames are checked.
-pub(in crate::door) struct Guarded<S, H> {
+pub(super) struct Guarded<S, H> {
     stream: S,
     incoming: Frames,
     outgoing: Frames,
@@ -150,7 +150,7 @@ pub(in crate::door) struct Guarded<S, H> {
 
 impl<S, H> Guarded<S, H> {
     /// Guards `stream`. `total` is shared by the connections of a door, and `held` lives as long as this one.
-    pub(in crate::door) fn new(stream: S, limits: Limits, total: Arc<AtomicU64>, held: H) -> Self {
+    pub(super) fn new(stream: S, limits: Limits, total: Arc<AtomicU64>, held: H) -> Self {
         Self {
             stream,
             incoming: Frames::default(),
