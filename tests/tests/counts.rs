@@ -1,6 +1,7 @@
-//! What is promised by the thousand: short lives whose last byte must be there, and races for the OOM verdict.
+//! What is promised by the thousand: short lives whose last byte must be there, races for the OOM verdict, and a log
+//! without end.
 //!
-//! Under `cargo xtask test --full counts` ten thousand of each; by default a few.
+//! Under `cargo xtask test --dist --full counts` ten thousand of each and a terabyte; by default a few.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -14,7 +15,9 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pintle_client::{EventKind, Exit, ExitReason, Monitor};
-use pintle_tests::{Bundle, Container, Native, full, let_pass, rejoin, scaled};
+use pintle_tests::{
+    Bundle, Container, Native, fds, full, let_pass, private_dirty_kib, pss_kib, read_cri, rejoin, scaled,
+};
 
 const LONG: Duration = Duration::from_secs(120);
 /// Lives at the same time.
@@ -286,5 +289,84 @@ fn oom_verdicts_are_right_in_every_race() {
     let removed = removed.into_inner();
     println!("{count} races, {removed} cgroups removed before the runtime did");
     assert!(removed > 0, "the cgroups were never removed early: nothing was raced");
+    place.finish();
+}
+
+/// A log without end: a terabyte goes through a shim into files that are rotated, each byte is read and none is lost, the
+/// disk holds what it may, and the shim's memory and descriptors are after each part what they were after the first.
+#[tokio::test]
+async fn a_terabyte_of_log_leaves_the_shim_as_it_was() {
+    /// Ends of the block that is written again and again are ends of lines.
+    const BLOCK: usize = 16_000_000;
+    const PARTS: u64 = 16;
+    const MAX_SIZE: u64 = 32 << 20;
+    let place = Native::new("terabyte");
+    let blocks = scaled(16, 62_500);
+    let total = (blocks * BLOCK) as u64;
+    let data = place.path().join("data");
+    fs::create_dir(&data).expect("create a directory");
+    let block: Vec<u8> = (0..BLOCK / 200).flat_map(|n| format!("{n:0>198}-\n").into_bytes()).collect();
+    assert_eq!(block.len(), BLOCK);
+    fs::write(data.join("block"), &block).expect("write the block");
+    let script = format!("i=0; while [ $i -lt {blocks} ]; do cat /data/block; i=$((i+1)); done; exit 7");
+    let began = Instant::now();
+    let c = place
+        .start_with(&Bundle::sh(&script).bind(&data, "/data"), |o| {
+            o.logs[0].max_size = MAX_SIZE;
+            o.logs[0].max_files = 2;
+        })
+        .await;
+    let pid = c.shim_pid().await;
+    let files = |c: &Container| {
+        let entries = fs::read_dir(&c.dir).expect("the bundle").flatten();
+        entries.filter(|e| e.file_name().to_string_lossy().starts_with("log")).collect::<Vec<_>>()
+    };
+    // Held against the first part: private memory, proportional memory, descriptors.
+    let (mut first, mut most, mut parts) = (None, [0; 3], 0);
+    loop {
+        let state = c.state().await;
+        let read = state.io.stdout_bytes;
+        if read >= (parts + 1) * (total / PARTS) {
+            parts = read / (total / PARTS);
+            let now = [private_dirty_kib(pid), pss_kib(pid), fds(pid).len() as u64];
+            first.get_or_insert(now);
+            most = std::array::from_fn(|i| most[i].max(now[i]));
+            let disk: u64 = files(&c).iter().filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum();
+            assert!(disk <= 3 * (MAX_SIZE + 300_000), "{disk} bytes of log on the disk");
+            println!(
+                "{read} bytes after {:.0} s: {now:?}, {disk} bytes on the disk",
+                began.elapsed().as_secs_f64()
+            );
+        }
+        if state.exit.is_some() {
+            break;
+        }
+        assert!(
+            began.elapsed() < LONG * scaled(4, 80) as u32,
+            "{read} of {total} bytes in {:?}",
+            began.elapsed()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let exit = c.monitor.wait(Some(LONG)).await.expect("the end");
+    assert_eq!(exit.reason, ExitReason::Code(7));
+    let io = c.state().await.io;
+    assert_eq!((io.stdout_bytes, io.lost_bytes.len()), (total, 0), "{io:?}");
+    let first = first.expect("a part");
+    for (i, (what, more)) in [("private memory", 128), ("PSS", 512), ("descriptors", 2)].iter().enumerate() {
+        assert!(most[i] <= first[i] + more, "{what}: {} at first, {} at most", first[i], most[i]);
+    }
+    // What is kept is the end of what was written.
+    let mut kept = Vec::new();
+    for n in (0..=2).rev() {
+        let name = if n == 0 { c.log.clone() } else { c.log.with_file_name(format!("log.{n}")) };
+        kept.extend(read_cri(&name));
+    }
+    let kept = rejoin(&kept, "stdout");
+    assert!(kept.len() as u64 > MAX_SIZE, "{} bytes are kept", kept.len());
+    let expected = block.iter().rev().cycle();
+    assert!(kept.iter().rev().eq(expected.take(kept.len())), "what is kept is not the newest");
+    println!("{total} bytes in {:.0} s: {first:?} at first, {most:?} at most", began.elapsed().as_secs_f64());
+    c.delete().await;
     place.finish();
 }

@@ -218,9 +218,11 @@ async fn latencies(place: &Native, lines: usize) -> Vec<f64> {
 async fn a_noisy_neighbour_is_alone() {
     let place = Native::new("noisy");
     let lines = scaled(50, 1000);
+    // A few lines on a loaded machine say less than a thousand on a quiet one.
+    let (percent, bound) = if full() { (99, 0.1) } else { (90, 1.0) };
     let worst = |mut late: Vec<f64>| {
         late.sort_by(f64::total_cmp);
-        late[late.len() * 9 / 10]
+        late[late.len() * percent / 100]
     };
     let alone = worst(latencies(&place, lines).await);
     for (rate, drop) in [(0, false), (256 * 1024, false), (256 * 1024, true)] {
@@ -239,11 +241,10 @@ async fn a_noisy_neighbour_is_alone() {
         .await;
         let beside = worst(latencies(&place, lines).await);
         println!(
-            "90 of 100 lines within {:.3} s alone, {:.3} s beside {rate} bytes/s, drop {drop}",
-            alone, beside
+            "{percent} of 100 lines within {alone:.3} s alone, {beside:.3} s beside {rate} bytes/s, drop {drop}"
         );
         // By far more than a scheduler's turn, by far less than a queue behind the neighbour's megabytes.
-        assert!(beside < alone + 1.0, "{beside} s beside the noise, {alone} s without");
+        assert!(beside < alone + bound, "{beside} s beside the noise, {alone} s without");
         let disk: u64 = fs::read_dir(&noisy.dir)
             .unwrap()
             .flatten()

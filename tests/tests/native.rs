@@ -718,6 +718,21 @@ async fn a_terminal_has_its_size_from_the_start() {
         assert!(log.contains("31 97\r\n"), "{name}: {log:?}");
         c.delete().await;
     }
+    // And each time.
+    let c = place.start(&Bundle::sh("exec sleep 1000")).await;
+    for round in 0..scaled(10, 1000) {
+        let (columns, rows) = (43 + round as u16, 123);
+        let mut options = ExecOptions::new(["stty", "size"]);
+        (options.terminal, options.size) = (true, Some((columns, rows)));
+        let mut exec = c.monitor.exec(&options).await.unwrap();
+        let mut text = String::new();
+        let mut stdio = exec.stdio.take().expect("stdio");
+        stdio.stdout.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, format!("{rows} {columns}\r\n"), "in round {round}");
+        assert_eq!(exec.wait(Some(LONG)).await.unwrap().reason, ExitReason::Code(0));
+        exec.delete(false).await.unwrap();
+    }
+    c.delete().await;
     place.finish();
 }
 

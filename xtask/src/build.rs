@@ -44,7 +44,7 @@ pub(crate) fn link_names(built: &Path, dir: &Path) -> Result<()> {
 }
 
 /// Puts `from` at `to` in one step, so that a running test never finds the name empty.
-fn link(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn link(from: &Path, to: &Path) -> Result<()> {
     let tmp = to.with_extension(format!("new{}", std::process::id()));
     let _ = fs::remove_file(&tmp);
     fs::hard_link(from, &tmp)

@@ -25,19 +25,34 @@ pub(crate) fn run(_args: Vec<OsString>) -> Result<()> {
 
 /// Builds `target/dist` and returns it.
 pub(crate) fn dist() -> Result<PathBuf> {
-    let host = target()?;
-    let mut c = sh::cargo();
-    // Naming the target keeps the flags away from build scripts and macros.
-    c.args(["build", "--release", "--package", "pintle-shim", "--package", "pintle-cli", "--target", &host])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
-    sh::run(&mut c)?;
-    let built = sh::target().join(&host).join("release");
+    let built = release(&["--package", "pintle-shim", "--package", "pintle-cli"])?;
     for name in ["pintle", "pintle-shim"] {
         check_static(&built.join(name))?;
     }
     let dir = sh::target().join("dist");
     build::link_names(&built, &dir)?;
     Ok(dir)
+}
+
+/// As [`dist`], with `next/pintle-shim` for the tests of upgrades, as [`build::doors`] has it.
+pub(crate) fn with_next() -> Result<PathBuf> {
+    let built = release(&["--package", "pintle-shim", "--features", "next-version"])?;
+    let next = sh::target().join("dist/next");
+    fs::create_dir_all(&next).with_context(|| format!("create {}", next.display()))?;
+    build::link(&built.join("pintle-shim"), &next.join("pintle-shim"))?;
+    dist()
+}
+
+/// Builds static release programs; gives where they are.
+fn release(what: &[&str]) -> Result<PathBuf> {
+    let host = target()?;
+    let mut c = sh::cargo();
+    // Naming the target keeps the flags away from build scripts and macros.
+    c.args(["build", "--release", "--target", &host])
+        .args(what)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
+    sh::run(&mut c)?;
+    Ok(sh::target().join(&host).join("release"))
 }
 
 /// The target that is built for: musl for this machine's architecture, or where its standard library is not there and cannot

@@ -34,6 +34,7 @@ usage: cargo xtask TASK [options]
   demo                          a container's whole life, told step by step; leaves nothing behind
   test [TARGET...] [-- FILTER]  install what is missing, build, run every test (or the named targets)
        --full                   the full counts instead of the scaled ones
+       --dist                   the static release programs instead of the debug build
        --vm                     only those that run in a guest (tests/vm/run)
        --list                   only list the test targets
   ci                            what decides about a change: fmt, clippy, doc, checks, tests

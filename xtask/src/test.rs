@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{build, census, newer, packages, sh};
+use crate::{build, census, dist, newer, packages, sh};
 
 /// How often a failed test is tried again, alone.
 const RETRIES: u32 = 2;
@@ -37,6 +37,8 @@ pub(crate) struct Options {
     /// Only tests whose name contains one of these.
     filters: Vec<String>,
     full: bool,
+    /// The release programs are tested.
+    dist: bool,
     list: bool,
 }
 
@@ -65,6 +67,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<()> {
     while let Some(arg) = parser.next()? {
         match arg {
             lexopt::Arg::Long("full") => options.full = true,
+            lexopt::Arg::Long("dist") => options.dist = true,
             lexopt::Arg::Long("list") => options.list = true,
             lexopt::Arg::Long("vm") => {
                 options.targets.extend(GUEST.iter().chain(GUEST_ONLY).map(|t| t.to_string()));
@@ -89,7 +92,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<()> {
 /// Builds and runs; an error says how many tests failed, after all was printed.
 pub(crate) fn all(options: &Options) -> Result<()> {
     let began = Instant::now();
-    let doors = build::doors()?;
+    let doors = if options.dist { dist::with_next()? } else { build::doors()? };
     if let Err(e) = newer::ensure() {
         eprintln!("notice: no criu of a newer release: {e:#}");
     }

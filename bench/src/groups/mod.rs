@@ -5,6 +5,8 @@ pub(crate) mod exec;
 pub(crate) mod log;
 pub(crate) mod memory;
 pub(crate) mod native;
+pub(crate) mod neighbours;
+pub(crate) mod probes;
 pub(crate) mod start;
 
 use anyhow::Result;
@@ -41,6 +43,8 @@ pub(crate) const GROUPS: &[Group] = &[
     ("stdin", log::stdin),
     ("native", native::rpc),
     ("reopen", native::reopen),
+    ("neighbours", neighbours::neighbours),
+    ("probes", probes::probes),
     ("idle", start::idle),
     ("scale", start::scale),
 ];

@@ -145,7 +145,7 @@ fn a_size_sent_before_the_terminal_exists_is_there_at_the_first_instruction() {
     let mut parent = Conmon::create(&dir, &Bundle::sh("exec sleep 1000")).start();
     parent.begin();
     let (ours, peer) = (pintle_tests::conmon(), pintle_tests::require_tool("conmon"));
-    let rounds = pintle_tests::scaled(20, 500);
+    let rounds = pintle_tests::scaled(20, 1000);
     let mut late = 0;
     for round in 0..rounds {
         assert_eq!(first_size(&parent, &ours), "43 123", "in round {round}");

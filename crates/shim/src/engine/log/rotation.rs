@@ -85,12 +85,12 @@ impl Place {
         let (temp, file) = self.create_temp(old)?;
         let shifted = (|| -> Result<(), Errno> {
             for n in (1..keep).rev() {
-                match renameat(&self.dir, &*self.backup(n), &self.dir, &*self.backup(n + 1)) {
+                match self.shift(&self.backup(n), &self.backup(n + 1)) {
                     Ok(()) | Err(Errno::ENOENT) => {}
                     Err(errno) => return Err(errno),
                 }
             }
-            renameat(&self.dir, self.name.as_os_str(), &self.dir, &*self.backup(1))?;
+            self.shift(&self.name, &self.backup(1))?;
             renameat(&self.dir, temp.as_os_str(), &self.dir, self.name.as_os_str()).inspect_err(|_| {
                 // Nothing may be missing under the name that readers know.
                 let _ = renameat(&self.dir, &*self.backup(1), &self.dir, self.name.as_os_str());
@@ -101,6 +101,18 @@ impl Place {
             return Err(errno.into());
         }
         Ok(file)
+    }
+
+    /// Renames within the directory, and removes first what has the new name: where a rename replaces a file, ext4 sends all
+    /// of the renamed one to the disk before it returns (its `auto_da_alloc`). Here that would be the whole of a log
+    /// which may be gone before the disk ever needed to see it, and the container would wait for it.
+    fn shift(&self, from: &OsStr, to: &OsStr) -> Result<(), Errno> {
+        fstatat(&self.dir, from, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        match unlinkat(&self.dir, to, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+        renameat(&self.dir, from, &self.dir, to)
     }
 
     fn backup(&self, n: u32) -> OsString {

@@ -233,6 +233,42 @@ fn rotation_keeps_exactly_so_many_files() {
 }
 
 #[test]
+fn a_gap_in_the_old_files_costs_no_older_one() {
+    let mut rig = Rig::new(|c| c.max_files = Some(3));
+    std::fs::write(rig.dir.0.join("log.3"), "oldest").unwrap();
+    rig.out("first\n");
+    rig.sink.reopen().unwrap();
+    assert_eq!(rig.dir.text("log.1"), "stdout F first\n");
+    assert_eq!(std::fs::read(rig.dir.0.join("log.3")).unwrap(), b"oldest");
+}
+
+/// ext4 writes a file to the disk when it is renamed over another.
+#[test]
+fn rotation_renames_over_nothing() {
+    use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+    let mut rig = Rig::new(|c| c.max_files = Some(2));
+    rig.sink.reopen().unwrap();
+    rig.sink.reopen().unwrap();
+    let mut there: Vec<_> = rig.dir.names();
+    assert_eq!(there, ["log", "log.1", "log.2"]);
+    let watch = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+    let changes = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE;
+    watch.add_watch(&rig.dir.0, changes).unwrap();
+    rig.sink.reopen().unwrap();
+    for event in watch.read_events().unwrap() {
+        let name = event.name.unwrap().into_string().unwrap();
+        if event.mask.contains(AddWatchFlags::IN_MOVED_TO) {
+            assert!(!there.contains(&name), "{name} was replaced");
+            there.push(name);
+        } else {
+            there.retain(|n| *n != name);
+        }
+    }
+    there.sort();
+    assert_eq!(there, ["log", "log.1", "log.2"]);
+}
+
+#[test]
 fn reopening_a_rotating_log_rotates_it() {
     let mut rig = Rig::new(|c| c.max_files = Some(1));
     rig.out("old\n");
