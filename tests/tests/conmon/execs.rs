@@ -1,10 +1,15 @@
 //! Exec sessions, both api versions.
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pintle_tests::{Act, Bundle, Conmon, FakeRuntime, Running, TempDir, process, process_alive, scaled};
+use pintle_tests::{
+    Act, Bundle, Conmon, FakeRuntime, Running, TempDir, process, process_alive, require_tool, scaled,
+    wait_for,
+};
 use serde_json::{Value, json};
 
 fn parent(dir: &TempDir) -> Running {
@@ -250,4 +255,92 @@ fn execs_leave_no_process() {
     assert_eq!(run.message(), json!({"data": 0}));
     assert!(!process_alive(u32::try_from(pid).expect("a pid")));
     assert_eq!(run.line(), None, "the monitor closes the pipe when it ends");
+}
+
+/// A place where the journal and the system's logger are this test: a mount namespace, held by a process.
+struct Recorder {
+    keeper: std::process::Child,
+    journal: UnixDatagram,
+    logger: UnixDatagram,
+}
+
+impl Recorder {
+    fn new(dir: &TempDir) -> Self {
+        let (run, dev) = (dir.path().join("run"), dir.path().join("dev"));
+        fs::create_dir_all(run.join("systemd/journal")).expect("create a directory");
+        fs::create_dir(&dev).expect("create a directory");
+        fs::write(dev.join("null"), "").expect("create a file");
+        let bind = |path| {
+            let socket = UnixDatagram::bind(path).expect("bind");
+            socket.set_nonblocking(true).expect("set");
+            socket
+        };
+        let (journal, logger) = (bind(run.join("systemd/journal/socket")), bind(dev.join("log")));
+        let script = "mount --bind /dev/null \"$1/null\" && mount --rbind \"$1\" /dev && mount --rbind \"$0\" /run && \
+                      echo ready && exec sleep 1000";
+        let mut command = Command::new(require_tool("unshare"));
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(&run).arg(&dev);
+        let mut keeper = command.stdout(Stdio::piped()).spawn().expect("unshare");
+        let mut ready = [0; 6];
+        let out = keeper.stdout.as_mut().expect("a pipe");
+        std::io::Read::read_exact(out, &mut ready).expect("the mounts");
+        Self { keeper, journal, logger }
+    }
+
+    /// The same call, made there.
+    fn inside(&self, mut call: Conmon) -> Conmon {
+        let program = std::mem::replace(&mut call.program, require_tool("nsenter"));
+        let more = ["--mount".into(), "--target".into(), self.keeper.id().to_string().into(), program.into()];
+        call.args.splice(0..0, more);
+        call
+    }
+
+    /// Every message since the last look.
+    fn heard(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        for socket in [&self.journal, &self.logger] {
+            let mut buffer = [0; 65536];
+            while let Ok(length) = socket.recv(&mut buffer) {
+                all.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+            }
+        }
+        all
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+}
+
+/// Health checks as Podman makes them, with a container whose log is the journal and with `--syslog`: neither those that
+/// are well nor those that are not write a word.
+#[test]
+fn health_checks_write_nothing_to_the_journal() {
+    let dir = TempDir::new("hc");
+    let recorder = Recorder::new(&dir);
+    let call = Conmon::create(&dir, &Bundle::sh("echo up; exec sleep 1000"));
+    let mut run = recorder.inside(call.replace("-l", "journald").arg("--syslog")).start();
+    run.begin();
+    // That shows that the recorder hears.
+    let mut first = Vec::new();
+    wait_for("the container's line in the journal", || {
+        first.extend(recorder.heard());
+        !first.is_empty()
+    });
+    assert!(first.len() == 1 && first[0].starts_with("MESSAGE\n") && first[0].contains("up\n"), "{first:?}");
+    for round in 0..scaled(10, 500) {
+        let code = round % 3;
+        let check = process(&["sh", "-c", &format!("echo checked; exit {code}")]);
+        let mut exec = recorder.inside(Conmon::exec(&run.call, &check).arg("--syslog")).start();
+        exec.gate();
+        assert_eq!(exec.exit_file(), code.to_string());
+    }
+    assert_eq!(recorder.heard(), Vec::<String>::new());
+    let failing = Conmon::exec(&run.call, &process(&["/no/such/program"])).arg("--syslog");
+    let mut exec = recorder.inside(failing).start();
+    exec.gate();
+    wait_for("a check that cannot run to be told", || !recorder.heard().is_empty());
 }

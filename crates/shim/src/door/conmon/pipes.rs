@@ -74,7 +74,9 @@ impl Messages {
             }
             Err(error) => {
                 self.pipe = None;
-                if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) }
+                // CRI-O's pipe is a pair of sockets: the end of one with something unread is a reset.
+                let gone = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+                if gone.contains(&error.kind()) { Ok(()) } else { Err(error) }
             }
         }
     }
