@@ -73,3 +73,13 @@ pub fn pss_kib(pid: u32) -> u64 {
 pub fn private_dirty_kib(pid: u32) -> u64 {
     smaps(pid, "Private_Dirty")
 }
+
+/// How often the process went to sleep, and so was woken, since it began.
+///
+/// # Panics
+/// When it is gone.
+pub fn wakeups(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status of the process");
+    let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:")).expect("switches");
+    line.trim().parse().expect("a number")
+}

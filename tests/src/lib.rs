@@ -27,7 +27,7 @@ pub use audit::{AT_THE_END, Bounds, excesses, shims_of, within_bounds, within_bo
 pub use bundle::{Bundle, rootfs};
 pub use census::{
     fds, parent_of, private_dirty_kib, process_alive, process_children, pss_kib, start_time, threads,
-    zombies_of,
+    wakeups, zombies_of,
 };
 pub use conmon::{AttachClient, Conmon, Pipes, Running, pass_fds, process, write_fifo};
 pub use containerd::{Containerd, Event, Events, IMAGE, OURS, PEER};

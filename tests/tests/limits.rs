@@ -7,7 +7,7 @@ use std::time::Duration;
 use pintle_client::{ExecOptions, ExecSyncOptions, ExitReason};
 use pintle_tests::{
     Bundle, Conmon, Container, Native, TempDir, fds, full, parse_cri, private_dirty_kib, process_children,
-    read_cri, rejoin, scaled, threads, wait_for_async,
+    read_cri, rejoin, scaled, threads, wait_for_async, wakeups,
 };
 
 const LONG: Duration = Duration::from_secs(120);
@@ -19,13 +19,6 @@ async fn end(c: &Container) -> ExitReason {
 /// Lets time pass in which nothing is to happen: here the time is the point.
 async fn quiet(time: Duration) {
     let _ = tokio::time::timeout(time, std::future::pending::<()>()).await;
-}
-
-/// How often the process went to sleep, and so was woken, since it began.
-fn wakeups(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status of the shim");
-    let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:")).expect("switches");
-    line.trim().parse().expect("a number")
 }
 
 /// Containers that do nothing cost no wake-up, through the native door and the conmon door: nothing runs by the clock.

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pintle_client::{EventKind, ExecSyncOptions, Exit, ExitReason, Status};
-use pintle_tests::{Bundle, Container, Native, is_cgroup2, runtimes, scaled, unique_id, wait_for_async};
+use pintle_tests::{
+    Bundle, Container, Native, is_cgroup2, runtimes, scaled, unique_id, wait_for_async, wakeups,
+};
 
 const LONG: Duration = Duration::from_secs(120);
 /// Eats more than every limit here at once, then exits 0 if it may.
@@ -111,6 +113,9 @@ async fn only_a_child() {
     for (name, path) in runtimes() {
         let bundle = Bundle::sh(&format!("{HOG}; echo $?; sleep 1000")).memory(20 << 20);
         let c = place.start_with(&bundle, |o| o.runtime.path = path).await;
+        // Of inotify instances a user has 128 by default, for all containers together: not one is wanted for the watch.
+        let open = pintle_tests::fds(c.shim_pid().await);
+        assert!(!open.values().any(|to| to.contains("inotify")), "{name}: {open:?}");
         wait_for_async("an OOM event while the container runs", || async {
             let events = c.monitor.poll_events(0, Duration::ZERO).await.map_err(|e| e.to_string())?;
             if events.iter().any(|e| e.kind == EventKind::Oom) { Ok(()) } else { Err(format!("{events:?}")) }
@@ -122,6 +127,26 @@ async fn only_a_child() {
         assert_eq!((signal(&exit), exit.oom_killed), (Some(9), false), "{name}: a plain SIGKILL afterwards");
         c.delete().await;
     }
+    place.finish();
+}
+
+/// A container with a limit that does nothing costs no wake-up: the watch over its memory sleeps, too.
+#[tokio::test]
+async fn an_idle_shim_is_never_woken() {
+    let place = place("idle");
+    let c = place.start(&Bundle::sh("exec sleep 1000").memory(64 << 20)).await;
+    let pid = c.shim_pid().await;
+    wait_for_async("a time without a wake-up", || async {
+        let before = wakeups(pid);
+        // Here the time is the point.
+        let _ = tokio::time::timeout(Duration::from_secs(4), std::future::pending::<()>()).await;
+        match wakeups(pid) - before {
+            0 => Ok(()),
+            n => Err(format!("{n} wake-ups")),
+        }
+    })
+    .await;
+    c.delete().await;
     place.finish();
 }
 

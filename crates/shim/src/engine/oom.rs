@@ -6,15 +6,15 @@
 //! notifications are then what is left: the removal makes one, each OOM one more.
 
 use super::cgroup::{CgroupDir, Cgroups, for_each_below};
+use super::ready::async_fd;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::Mode;
 use pintle_core::cgroup::{MemoryEvents, OomCounter, OomVerdict, parse_memory_events};
+use pintle_sys::watch::{event_fd, read_counter};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,8 +106,8 @@ const REMOVAL: (Duration, u32) = (Duration::from_millis(5), 80);
 impl OomWatch {
     /// Starts to watch. `None` where there is no memory controller for the container.
     ///
-    /// Where the kernel gives no notification (no more inotify instances for this user on v2, a kernel without them on
-    /// v1) the counters are still read at the end: the verdict is as good, only kills of others than init are told late.
+    /// Where the kernel gives no notification (one without them on v1, or no descriptor to be had) the counters are still
+    /// read at the end: the verdict is as good, only kills of others than init are told late.
     pub fn open(cgroups: &Cgroups) -> Option<Self> {
         Self::start(cgroups, None)
     }
@@ -138,8 +138,13 @@ impl OomWatch {
         };
         let parent = own.dir.path.parent().map(Path::to_path_buf);
         let parent = parent.and_then(|path| Level::open(&CgroupDir { path, unified: own.dir.unified }));
-        let notify = if own.dir.unified { inotify(&own.dir.path) } else { eventfd(&own) };
-        let notify = notify.and_then(|fd| super::ready::async_fd(fd, Interest::READABLE));
+        let notify = if own.dir.unified {
+            // Like any file of kernfs, `memory.events` polls as priority data when it has changed. An inotify instance
+            // would do as well, but of those a user has 128 by default, for all containers together.
+            own.events.try_clone().and_then(|file| async_fd(file.into(), Interest::PRIORITY))
+        } else {
+            eventfd(&own).and_then(|fd| async_fd(fd, Interest::READABLE))
+        };
         let start_own = own.read(true).unwrap_or_default();
         let start_parent = parent.as_ref().and_then(|p| p.read(false)).unwrap_or_default();
         let counter = Mutex::new(counter.unwrap_or_else(|| OomCounter::new(start_own, start_parent)));
@@ -185,38 +190,33 @@ impl OomWatch {
         0
     }
 
-    /// Empties the notifications; gives the number of those of v1 so far.
+    /// Empties the notifications of v1; gives their number so far.
     fn take_signals(&self) -> u64 {
-        let mut buffer = [0u8; 4096];
-        while let Some(n) =
-            self.notify.as_ref().ok().and_then(|fd| nix::unistd::read(fd.get_ref(), &mut buffer).ok())
-        {
-            match (self.own.dir.unified, buffer.first_chunk()) {
-                _ if n == 0 => break,
-                (false, Some(count)) => {
-                    self.signals.fetch_add(u64::from_ne_bytes(*count), Ordering::Relaxed);
-                }
-                _ => {}
-            }
+        if let Some(eventfd) = self.notify.as_ref().ok().filter(|_| !self.own.dir.unified) {
+            let new = read_counter(eventfd.get_ref().as_fd()).unwrap_or(0);
+            self.signals.fetch_add(new, Ordering::Relaxed);
         }
         self.signals.load(Ordering::Relaxed)
     }
 
     /// Waits until at least one new kill is counted; answers how many. Cancel-safe.
     pub async fn next(&self) -> u64 {
+        // v1 notifies before it kills: the count follows a little later. v2 counts first, but notifies of each time the limit
+        // was hit, a hundred times a second: the pause bounds the looks.
+        let pauses: &[u64] = if self.own.dir.unified { &[0, 100] } else { &[0, 5, 20, 100, 400] };
+        let interest = if self.own.dir.unified { Interest::PRIORITY } else { Interest::READABLE };
         loop {
             let Ok(notify) = &self.notify else { return std::future::pending().await };
-            match notify.readable().await {
+            match notify.ready(interest).await {
                 Ok(mut ready) => {
                     self.take_signals();
                     ready.clear_ready();
                 }
                 Err(_) => return std::future::pending().await,
             }
-            // v1 notifies before it kills: the count follows a little later.
-            for pause in [0u64, 5, 20, 100, 400] {
-                if pause > 0 {
-                    tokio::time::sleep(Duration::from_millis(pause)).await;
+            for pause in pauses {
+                if *pause > 0 {
+                    tokio::time::sleep(Duration::from_millis(*pause)).await;
                 }
                 let new = self.look();
                 if new > 0 {
@@ -231,17 +231,11 @@ impl OomWatch {
     }
 }
 
-fn inotify(dir: &Path) -> io::Result<OwnedFd> {
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    inotify.add_watch(&dir.join("memory.events"), AddWatchFlags::IN_MODIFY)?;
-    Ok(inotify.into())
-}
-
 fn eventfd(level: &Level) -> io::Result<OwnedFd> {
-    let fd = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    let fd = event_fd()?;
     let line = format!("{} {}", fd.as_raw_fd(), level.events.as_raw_fd());
     std::fs::write(level.dir.path.join("cgroup.event_control"), line)?;
-    Ok(fd.into())
+    Ok(fd)
 }
 
 #[cfg(test)]

@@ -107,7 +107,7 @@ pub async fn run(container: &Arc<Container>, ended: Ended) {
             inner.status = Status::Stopped;
         }
         inner.stop = None;
-        // Its inotify or eventfd is of no use any more.
+        // Its descriptors are of no use any more.
         inner.oom = None;
     }
     container.save();
