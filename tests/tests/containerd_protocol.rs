@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -678,6 +678,130 @@ fn output_that_others_hold_open() {
         assert!([&one, &other].contains(&&Ok(0)) && refused.contains(&true), "{one:?} {other:?}");
         assert_eq!(aside(|| out.join().unwrap()), b"started\n");
         assert_eq!(aside(|| err.join().unwrap()), b"");
+        finish(&shim, &task).await;
+    });
+}
+
+/// What the native protocol says of the container's output: bytes read, and bytes lost by cause.
+async fn output_of(shim: &TaskShim) -> (u64, Vec<(String, u64)>) {
+    let monitor = pintle_client::Monitor::at(shim.dir.join("pintle").join(&shim.id));
+    let io = monitor.state().await.expect("state").io;
+    (io.stdout_bytes, io.lost_bytes.into_iter().collect())
+}
+
+/// A daemon that is being restarted when a container writes its last words and ends still gets them, and then the end.
+#[test]
+fn last_words_wait_for_a_daemon_that_comes_back() {
+    block_on(async {
+        let (_dir, _sink, _server, settings) = daemon(Caller::Old).await;
+        let shim = TaskShim::start(&Bundle::sh("read x; seq 1 5000; exit 3"), &settings);
+        let task = shim.connect().await;
+        let fifos = shim.fifos("init");
+        let before =
+            fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&fifos.stdout).unwrap();
+        let create =
+            task.create(&shim, |r| (r.stdin, r.stdout) = (fifos.stdin.clone(), fifos.stdout.clone()));
+        create.await.unwrap();
+        task.start("").await.unwrap();
+        // The daemon goes.
+        drop(before);
+        fs::write(&fifos.stdin, "go\n").unwrap();
+        assert_eq!(task.wait("").await, Ok(3));
+        let expected: String = (1..=5000).map(|n| format!("{n}\n")).collect();
+        wait_for_async("all to be read", || async {
+            let (read, lost) = output_of(&shim).await;
+            if read == expected.len() as u64 && lost.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{read} {lost:?}"))
+            }
+        })
+        .await;
+        // It comes back.
+        let reader = fifos.read_stdout();
+        aside(|| wait_for("the last words and the end", || reader.is_finished()));
+        assert!(reader.join().unwrap() == expected.as_bytes());
+        finish(&shim, &task).await;
+    });
+}
+
+/// Output that nobody takes is counted by its cause, to the byte, and told: where nobody reads the FIFO until the container is
+/// deleted, where the file's disk is full, and where the logger program ends early.
+#[test]
+fn lost_output_is_counted_and_told() {
+    block_on(async {
+        // Nobody reads until the deletion.
+        let (dir, _sink, _server, settings) = daemon(Caller::Old).await;
+        let mut shim = TaskShim::start(&Bundle::sh("read x; seq 1 5000; exit 3"), &settings);
+        let task = shim.connect().await;
+        let fifos = shim.fifos("init");
+        let reader =
+            fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&fifos.stdout).unwrap();
+        let create =
+            task.create(&shim, |r| (r.stdin, r.stdout) = (fifos.stdin.clone(), fifos.stdout.clone()));
+        create.await.unwrap();
+        task.start("").await.unwrap();
+        drop(reader);
+        fs::write(&fifos.stdin, "go\n").unwrap();
+        assert_eq!(task.wait("").await, Ok(3));
+        task.delete("").await.unwrap();
+        let written = (1..=5000u32).map(|n| n.to_string().len() + 1).sum::<usize>();
+        let told = format!("lost {written} bytes of output of {}: deadline", shim.id);
+        let mut log = String::new();
+        wait_for("the loss to be told", || {
+            log.push_str(&shim.log());
+            log.contains(&told)
+        });
+        task.shutdown().await;
+
+        // A full disk: of a terminal, since other output goes to the file without passing the shim.
+        let shim = TaskShim::start(
+            &Bundle::sh("printf 123456789; read x; printf 0; sleep 1000").terminal(),
+            &settings,
+        );
+        let task = shim.connect().await;
+        let create = task.create(&shim, |r| {
+            (r.terminal, r.stdin, r.stdout) = (true, fifos.stdin.clone(), "file:///dev/full".to_owned());
+        });
+        create.await.unwrap();
+        task.start("").await.unwrap();
+        let lost = async |what: &str, cause: &str, bytes: u64| {
+            let expected = vec![(cause.to_owned(), bytes)];
+            wait_for_async(what, || async {
+                let (_, lost) = output_of(&shim).await;
+                if lost == expected { Ok(()) } else { Err(format!("{lost:?}")) }
+            })
+            .await;
+        };
+        lost("the first loss", "ENOSPC", 9).await;
+        // The echo of the terminal is two bytes and the newline becomes two, then comes the zero.
+        fs::write(&fifos.stdin, "x\n").unwrap();
+        lost("the next loss", "ENOSPC", 9 + 3 + 1).await;
+        finish(&shim, &task).await;
+
+        // A logger that takes five bytes and ends.
+        let program = dir.join("logger");
+        let ended = dir.join("ended");
+        let text = format!("#!/bin/sh\nexec 5>&-\nhead -c 5 <&3 >/dev/null\n: >{}\n", ended.display());
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let script = "printf 12345; while [ ! -e /ctl/go ]; do sleep 0.05; done; seq 1 100000; sleep 1000";
+        let control = dir.join("ctl");
+        fs::create_dir(&control).unwrap();
+        let shim = TaskShim::start(&Bundle::sh(script).bind(&control, "/ctl"), &settings);
+        let task = shim.connect().await;
+        let uri = format!("binary://{}", program.display());
+        task.create(&shim, |r| r.stdout = uri).await.unwrap();
+        task.start("").await.unwrap();
+        wait_for("the logger to have read", || ended.exists());
+        fs::write(control.join("go"), "").unwrap();
+        let written = (1..=100_000u32).map(|n| n.to_string().len() as u64 + 1).sum::<u64>();
+        let expected = vec![("EPIPE".to_owned(), written)];
+        wait_for_async("the loss of what the logger did not take", || async {
+            let (_, lost) = output_of(&shim).await;
+            if lost == expected { Ok(()) } else { Err(format!("{lost:?}")) }
+        })
+        .await;
         finish(&shim, &task).await;
     });
 }

@@ -26,6 +26,14 @@ pub fn read_spare(fd: BorrowedFd<'_>, buf: &mut Vec<u8>) -> io::Result<usize> {
     }
 }
 
+/// Bytes that wait to be read in a pipe (asked at either end) or a terminal; 0 where the kernel does not tell.
+pub fn unread(fd: BorrowedFd<'_>) -> u64 {
+    let mut waiting: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one integer, which outlives the call.
+    let asked = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut waiting) };
+    if asked < 0 { 0 } else { u64::try_from(waiting).unwrap_or(0) }
+}
+
 /// One `write`; an interrupted call is repeated.
 ///
 /// # Errors

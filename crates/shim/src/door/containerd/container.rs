@@ -378,6 +378,7 @@ impl Container {
             uid: self.options.io_uid,
             gid: self.options.io_gid,
             reaper: &self.shared.reaper,
+            logger: &self.shared.logger,
         }
     }
 

@@ -4,26 +4,31 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio as ProcessStdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pintle_sys::inherit;
 use tokio::net::unix::pipe;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::error::{Result, TaskError};
+use super::output::Lost;
 use super::stdio::Owner;
+use crate::engine::log::LossCause;
 use crate::engine::reap::Child;
 
 /// How long it may take to be ready.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// How long it may take to end after SIGTERM.
 const TERM_LIMIT: Duration = Duration::from_secs(12);
+/// How long what it has left unread may take to end.
+const REST_LIMIT: Duration = Duration::from_secs(1);
 
 /// A running logger program.
 pub(super) struct LogProgram {
     child: Child,
-    spare: AbortHandle,
+    spare: JoinHandle<()>,
 }
 
 impl LogProgram {
@@ -33,6 +38,7 @@ impl LogProgram {
         args: &[String],
         strict: bool,
         owner: &Owner<'_>,
+        lost: &Arc<Lost>,
     ) -> Result<(Self, OwnedFd, OwnedFd)> {
         let failed = |e: io::Error| TaskError::io(format!("start logger {path}"), e);
         let (out_read, out_write) = pair().map_err(failed)?;
@@ -46,14 +52,14 @@ impl LogProgram {
         inherit::give(&mut command, vec![(out_read, 3), (err_read, 4), (says, 5)]);
         let child = owner.reaper.spawn(&mut command).map_err(failed)?;
         drop(command);
-        // The container outlives a logger that dies: what nobody takes is read and thrown away, as SIGPIPE would
-        // kill it and a full pipe would stop it.
-        let exit = child.exit.clone();
+        // The container outlives a logger that dies: what nobody takes is read, counted and thrown away, as SIGPIPE
+        // would kill it and a full pipe would stop it.
+        let (exit, lost) = (child.exit.clone(), lost.clone());
         let spare = tokio::spawn(async move {
             exit.wait().await;
-            tokio::join!(discard(spare.0), discard(spare.1));
+            tokio::join!(discard(spare.0, &lost), discard(spare.1, &lost));
         });
-        let program = Self { child, spare: spare.abort_handle() };
+        let program = Self { child, spare };
         match timeout(READY_LIMIT, said(ready)).await {
             Ok(Ok(true)) => {}
             Ok(Ok(false)) if !strict => {}
@@ -71,7 +77,7 @@ impl LogProgram {
     }
 
     /// Waits for its end, then asks for it, then forces it.
-    pub(super) async fn finish(self, limit: Duration) {
+    pub(super) async fn finish(mut self, limit: Duration) {
         let exit = &self.child.exit;
         if timeout(limit, exit.wait()).await.is_err() {
             // It may end on its own in between.
@@ -80,7 +86,10 @@ impl LogProgram {
                 let _ = self.child.pidfd.signal(libc::SIGKILL);
             }
         }
-        self.spare.abort();
+        // What it has left unread is counted; whoever still holds the streams open is not waited for.
+        if timeout(REST_LIMIT, &mut self.spare).await.is_err() {
+            self.spare.abort();
+        }
     }
 }
 
@@ -101,13 +110,14 @@ async fn said(ready: OwnedFd) -> io::Result<bool> {
     }
 }
 
-async fn discard(fd: OwnedFd) {
+async fn discard(fd: OwnedFd, lost: &Lost) {
     let Ok(pipe) = pipe::Receiver::from_owned_fd(fd) else { return };
     while pipe.readable().await.is_ok() {
         match pipe.try_read(&mut [0u8; 4096]) {
             Ok(0) => return,
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return,
-            _ => {}
+            Ok(n) => lost.add(LossCause::Errno(libc::EPIPE), n as u64),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
         }
     }
 }

@@ -18,6 +18,7 @@ mod mounts;
 mod native;
 mod ops;
 mod options;
+mod output;
 mod paths;
 mod process;
 mod publisher;

@@ -221,6 +221,13 @@ impl Service {
             })
             .collect();
         let state = container.init.lock();
+        if let Some(stdio) = &state.stdio {
+            let (read, lost) = stdio.counters();
+            // The two streams are not told apart here.
+            let lost_bytes = lost.iter().map(|(cause, bytes)| (cause.name(), bytes)).collect();
+            out.io =
+                MessageField::some(wire::IoCounters { stdout_bytes: read, lost_bytes, ..Default::default() });
+        }
         out.status = status(state.phase, freeze).into();
         out.pid = convert::unsigned(state.pid);
         out.pid_start = process::start_time(state.pid);

@@ -5,7 +5,7 @@
 //! output has ended.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -25,12 +25,13 @@ use tokio::time::Instant;
 
 use super::error::{Result, TaskError};
 use super::log_program::LogProgram;
+use super::logger::Logger;
+use super::output::{BUFFER, Lost, Sink, Source, pump};
+use crate::engine::log::Losses;
 use crate::engine::ready::async_fd;
 use crate::engine::reap::Reaper;
 use crate::engine::runtime::RunIo;
 
-/// Bytes moved at once. Taken when there is something to move, given back when there is not.
-const BUFFER: usize = 32 * 1024;
 /// How long a client may take to open its end of a FIFO.
 const CLIENT_LIMIT: Duration = Duration::from_secs(30);
 
@@ -53,6 +54,7 @@ pub(super) struct Owner<'a> {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) reaper: &'a Reaper,
+    pub(super) logger: &'a Logger,
 }
 
 /// The streams of one process, on our side.
@@ -61,8 +63,9 @@ pub(super) struct Stdio {
     writer: Mutex<Option<File>>,
     /// Output streams that have not ended.
     open: watch::Sender<usize>,
-    /// Bytes of output moved.
+    /// Bytes of output read.
     moved: AtomicU64,
+    lost: Arc<Lost>,
     tasks: Mutex<Vec<AbortHandle>>,
     stdin_task: Mutex<Option<AbortHandle>>,
     master: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
@@ -73,88 +76,6 @@ pub(super) struct Stdio {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Where output goes.
-pub(super) enum Sink {
-    Null,
-    /// The second descriptor is a reader of our own, so that a write never fails for want of one.
-    Fifo(pipe::Sender, #[allow(dead_code, reason = "held open, never read")] File),
-    File(File),
-    Pipe(pipe::Sender),
-}
-
-impl Sink {
-    /// Writes everything. An error means that nothing more can be written.
-    async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        let sender = match self {
-            Self::Null => return Ok(()),
-            Self::File(file) => return file.write_all(bytes),
-            Self::Fifo(sender, _) | Self::Pipe(sender) => sender,
-        };
-        while !bytes.is_empty() {
-            match sender.try_write(bytes) {
-                Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => sender.writable().await?,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Where bytes come from.
-enum Source {
-    Pipe(pipe::Receiver),
-    Terminal(Arc<AsyncFd<OwnedFd>>),
-}
-
-impl Source {
-    async fn readable(&self) -> io::Result<()> {
-        match self {
-            Self::Pipe(pipe) => pipe.readable().await,
-            Self::Terminal(master) => master.readable().await.map(|mut ready| ready.retain_ready()),
-        }
-    }
-
-    /// Zero is the end. A terminal whose last process is gone says EIO instead.
-    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Pipe(pipe) => pipe.try_read(buffer),
-            Self::Terminal(master) => {
-                let read = master.try_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?));
-                match read {
-                    Err(e) if e.raw_os_error() == Some(libc::EIO) => Ok(0),
-                    other => other,
-                }
-            }
-        }
-    }
-}
-
-/// Moves bytes until the source ends. A sink that fails is given up, but the source is read on: the container must
-/// not block on it.
-async fn pump(source: Source, mut sink: Sink, moved: impl Fn(u64)) {
-    while source.readable().await.is_ok() {
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            match source.try_read(&mut buffer) {
-                Ok(0) => return,
-                Ok(n) => {
-                    if sink.write_all(buffer.get(..n).unwrap_or_default()).await.is_err() {
-                        sink = Sink::Null;
-                    }
-                    moved(n as u64);
-                    // Other streams get their turn.
-                    tokio::task::yield_now().await;
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
-            }
-        }
-    }
 }
 
 /// Moves stdin to a terminal until all writers are gone; the terminal stays open.
@@ -232,11 +153,12 @@ fn pipe_pair() -> Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Stdio {
-    fn new() -> Self {
+    fn new(lost: Lost) -> Self {
         Self {
             writer: Mutex::default(),
             open: watch::channel(0).0,
             moved: AtomicU64::new(0),
+            lost: Arc::new(lost),
             tasks: Mutex::default(),
             stdin_task: Mutex::default(),
             master: Mutex::default(),
@@ -247,7 +169,7 @@ impl Stdio {
 
     /// Opens everything, and gives the container's ends for the runtime. Streams flow from here on.
     pub(super) async fn open(wanted: &Wanted, owner: Owner<'_>) -> Result<(Arc<Self>, RunIo)> {
-        let stdio = Arc::new(Self::new());
+        let stdio = Arc::new(Self::new(Lost::new(owner.id, owner.logger.clone())));
         match stdio.fill(wanted, &owner).await {
             Ok(io) => Ok((stdio, io)),
             Err(error) => {
@@ -273,7 +195,8 @@ impl Stdio {
                 Target::Path(path) => open_output(&path).await?,
                 Target::File(path) => Sink::File(open_file(&path)?),
                 Target::Binary { path, args, strict } => {
-                    let (program, out, _) = LogProgram::start(&path, &args, strict, owner).await?;
+                    let (program, out, _) =
+                        LogProgram::start(&path, &args, strict, owner, &self.lost).await?;
                     *lock(&self.program) = Some(program);
                     Sink::Pipe(sender(out)?)
                 }
@@ -283,7 +206,7 @@ impl Stdio {
         }
         let (stdout, stderr) = match stdout {
             Target::Binary { path, args, strict } => {
-                let (program, out, err) = LogProgram::start(&path, &args, strict, owner).await?;
+                let (program, out, err) = LogProgram::start(&path, &args, strict, owner, &self.lost).await?;
                 *lock(&self.program) = Some(program);
                 (out, err)
             }
@@ -331,14 +254,16 @@ impl Stdio {
         self.open.send_modify(|n| *n += 1);
         // Counts down also where the task is aborted.
         let count = Count(self.clone());
+        let lost = self.lost.clone();
         let task = tokio::spawn(async move {
-            pump(source, sink, |n| {
+            let sink = pump(source, sink, &lost, |n| {
                 count.0.moved.fetch_add(n, Ordering::Relaxed);
             })
             .await;
             drop(count);
             // A burst may have grown the heap.
             pintle_sys::mem::trim();
+            sink.taken(&lost).await;
         });
         lock(&self.tasks).push(task.abort_handle());
     }
@@ -438,6 +363,11 @@ impl Stdio {
         }
     }
 
+    /// Bytes of output read so far, as far as they pass through here, and those of them that went nowhere.
+    pub(super) fn counters(&self) -> (u64, Losses) {
+        (self.moved.load(Ordering::Relaxed), self.lost.sums())
+    }
+
     /// Gives up the terminal once everything written to it has been read.
     pub(super) fn release_terminal(&self) {
         lock(&self.master).take();
@@ -460,7 +390,7 @@ async fn pump_input(reader: pipe::Receiver, sink: Sink) {
         match reader.try_read(&mut buffer) {
             Ok(0) => return,
             Ok(n) => {
-                if sink.write_all(buffer.get(..n).unwrap_or_default()).await.is_err() {
+                if sink.write_all(&mut buffer.get(..n).unwrap_or_default()).await.is_err() {
                     return;
                 }
             }
@@ -487,7 +417,7 @@ fn give_away(fd: &OwnedFd, owner: &Owner<'_>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
+    use std::io::{Read as _, Write as _};
 
     use super::*;
 
@@ -516,7 +446,8 @@ mod tests {
         runtime().block_on(async {
             let sink = open_output(&path).await.unwrap();
             let (reader, writer) = pipe_pair().unwrap();
-            let stdio = Arc::new(Stdio::new());
+            let logger = Logger::open(&dir.join("no-log"), false, "n", "c");
+            let stdio = Arc::new(Stdio::new(Lost::new("c", logger)));
             stdio.pump_output(Source::Pipe(pipe::Receiver::from_owned_fd(reader).unwrap()), sink);
             let container = std::thread::spawn(move || {
                 let mut container = File::from(writer);
