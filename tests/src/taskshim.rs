@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pintle_proto::containerd::events::ForwardRequest;
+use pintle_proto::containerd::events::{Envelope, ForwardRequest};
 use pintle_proto::containerd::events_ttrpc::{Events, create_events};
 use pintle_proto::containerd::task_events as ev;
 use pintle_proto::containerd::{TASK_V2, TASK_V3, task, unpack};
@@ -66,6 +66,7 @@ fn told(topic: &str, any: &Any) -> Told {
 #[derive(Debug, Clone, Default)]
 pub struct Sink {
     got: Arc<Mutex<Vec<Told>>>,
+    envelopes: Arc<Mutex<Vec<Envelope>>>,
     /// So many events are refused first.
     refuse: Arc<Mutex<u32>>,
     /// The answer to the first event comes so much later; none again.
@@ -76,6 +77,11 @@ impl Sink {
     /// The events so far, in the order of their arrival.
     pub fn all(&self) -> Vec<Told> {
         self.got.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The same, as they came.
+    pub fn envelopes(&self) -> Vec<Envelope> {
+        self.envelopes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Their topics without `/tasks/`.
@@ -133,7 +139,8 @@ impl Events for Sink {
         let envelope = req.envelope.unwrap_or_default();
         assert!(envelope.topic.starts_with('/') && !envelope.namespace.is_empty());
         assert!(envelope.timestamp.seconds > 0, "an event without a time");
-        let event = told(&envelope.topic, &envelope.event.unwrap_or_default());
+        let event = told(&envelope.topic, &envelope.event.clone().unwrap_or_default());
+        self.envelopes.lock().unwrap_or_else(PoisonError::into_inner).push(envelope);
         self.got.lock().unwrap_or_else(PoisonError::into_inner).push(event);
         let late = self.slow.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(late) = late {

@@ -422,6 +422,32 @@ fn an_event_that_is_answered_late_comes_once() {
     });
 }
 
+/// A connection that ends between an event's arrival and its answer: nobody can know whether it was taken, and so the very
+/// same envelope comes once more, before any later event.
+#[test]
+fn an_event_whose_answer_is_lost_comes_again_as_it_was() {
+    block_on(async {
+        let (dir, sink, mut server, settings) = daemon(Caller::Old).await;
+        let shim = TaskShim::start(&Bundle::sh("read x; exit 3"), &settings);
+        let task = shim.connect().await;
+        let stdin = shim.fifos("init").stdin;
+        task.create(&shim, |r| r.stdin = stdin.clone()).await.unwrap();
+        task.start("").await.unwrap();
+        aside(|| sink.wait("/tasks/start"));
+        sink.answer_late(Duration::from_secs(600));
+        fs::write(&stdin, "go\n").unwrap();
+        aside(|| sink.wait("/tasks/exit"));
+        server.stop_listen().await;
+        server.disconnect().await;
+        drop(server);
+        let _server = sink.serve(&dir.join("t.sock")).await;
+        finish(&shim, &task).await;
+        assert_eq!(sink.topics(), ["create", "start", "exit", "exit", "delete"]);
+        let envelopes = sink.envelopes();
+        assert_eq!(envelopes[2], envelopes[3]);
+    });
+}
+
 #[test]
 fn events_wait_for_the_daemon_in_order() {
     block_on(async {
