@@ -1085,6 +1085,85 @@ fn several_containers_in_one_server() {
     });
 }
 
+/// A file system whose server never answers. Mounted below a directory; dropped, whoever waits for it gets an error.
+struct Mute {
+    at: std::path::PathBuf,
+    _server: fs::File,
+}
+
+impl Mute {
+    fn mount(at: &Path) -> Self {
+        use nix::mount::{MsFlags, mount};
+        use std::os::fd::AsRawFd as _;
+        fs::create_dir(at).unwrap();
+        let server = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").expect("open /dev/fuse");
+        let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        mount(Some("mute"), at, Some("fuse"), flags, Some(data.as_str())).expect("mount");
+        Self { at: at.to_path_buf(), _server: server }
+    }
+}
+
+impl Drop for Mute {
+    fn drop(&mut self) {
+        let flags = nix::mount::MntFlags::MNT_DETACH | nix::mount::MntFlags::UMOUNT_NOFOLLOW;
+        nix::mount::umount2(&self.at, flags).expect("unmount");
+    }
+}
+
+/// A mount that hangs, as one of a network file system whose server is away, holds up its own Create only: the other
+/// containers of the shim are served, and their ends are told.
+#[test]
+fn a_mount_that_hangs_holds_nobody_else_up() {
+    block_on(async {
+        let (dir, sink, _server, settings) = daemon(Caller::Old).await;
+        let shim = TaskShim::start(&sleeper(), &settings);
+        let task = shim.connect().await;
+        task.create(&shim, |_| {}).await.unwrap();
+        task.start("").await.unwrap();
+        let other = shim.connect_for(&format!("{}m", shim.id)).await;
+        let bundle = sleeper().write(&shim.dir.join("second"));
+        let mute = Mute::mount(&dir.join("mute"));
+        let source = mute.at.join("image");
+        let mut request = task::CreateTaskRequest {
+            id: format!("{}m", shim.id),
+            bundle: bundle.to_str().unwrap().to_owned(),
+            ..Default::default()
+        };
+        request.rootfs.push(pintle_proto::containerd::task::Mount {
+            type_: "bind".to_owned(),
+            source: source.to_str().unwrap().to_owned(),
+            options: vec!["rbind".to_owned()],
+            ..Default::default()
+        });
+        let hangs = tokio::spawn({
+            let other = other.clone();
+            async move { other.call::<_, task::CreateTaskResponse>("Create", &request).await }
+        });
+        let pid = shim.pid();
+        wait_for_async("a thread that mounts", || async {
+            let threads = pintle_tests::threads(pid);
+            if threads == 2 { Ok(()) } else { Err(format!("{threads} threads")) }
+        })
+        .await;
+        task.exec("e", "exit 3", None).await.unwrap();
+        task.start("e").await.unwrap();
+        assert_eq!(task.wait("e").await, Ok(3));
+        task.kill("", 9).await.unwrap();
+        assert_eq!(task.wait("").await, Ok(137));
+        aside(|| sink.wait("/tasks/exit"));
+        task.delete("").await.unwrap();
+        assert!(!hangs.is_finished(), "the mount did not hang");
+        // The server is gone, and the mount fails.
+        drop(mute);
+        let Refused(_, message) = hangs.await.unwrap().unwrap_err();
+        assert!(message.contains(source.to_str().unwrap()), "{message}");
+        wait_for("the thread to be gone", || pintle_tests::threads(pid) == 1);
+        task.shutdown().await;
+        aside(|| shim.gone(pid));
+    });
+}
+
 /// Operators send SIGUSR1 to containerd's own shims for their stacks; what ends the shim ends the container.
 #[test]
 fn signals_do_not_end_the_server() {

@@ -184,7 +184,7 @@ impl Container {
         let private_pids =
             spec.is_some_and(|s| s.linux.namespaces.iter().any(|n| n.kind == "pid" && n.path.is_empty()));
         keep_options(&bundle, &options)?;
-        mounts::mount_all(&request.rootfs, &bundle.rootfs())?;
+        mounts::mount_all(&request.rootfs, bundle.rootfs()).await?;
         let wanted = Wanted {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -366,7 +366,7 @@ impl Container {
         if let Some(stdio) = self.init.stdio() {
             stdio.close();
         }
-        if let Err(e) = mounts::unmount_all(&self.bundle.rootfs()) {
+        if let Err(e) = mounts::unmount_all(self.bundle.rootfs()).await {
             self.shared.logger.warning(format!("unmount the root file system of a failed create: {e}"));
         }
     }

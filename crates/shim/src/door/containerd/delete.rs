@@ -69,7 +69,7 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
     }
     let options: Options = load(&bundle.options()).unwrap_or_default();
     let removed = delete_container(&options, &args.namespace, &args.id);
-    mounts::unmount_all(&bundle.rootfs())
+    mounts::unmount_now(&bundle.rootfs())
         .map_err(|e| format!("unmount {}: {e}", bundle.rootfs().display()))?;
     remove_socket(&bundle, shim.as_ref());
     removed?;

@@ -207,7 +207,8 @@ impl Container {
             }
         }
         let rootfs = self.bundle.rootfs();
-        mounts::unmount_all(&rootfs)
+        mounts::unmount_all(rootfs.clone())
+            .await
             .map_err(|e| TaskError::io(format!("unmount {}", rootfs.display()), e))?;
         {
             let mut state = self.lock();

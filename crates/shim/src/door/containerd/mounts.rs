@@ -1,4 +1,7 @@
 //! Mounting and unmounting a container's root file system.
+//!
+//! A mount may take long, or for ever where a network file system does not answer: it is made in a thread of its own, which
+//! ends with it, while the shim goes on serving its other containers.
 
 use std::fs;
 use std::io;
@@ -8,6 +11,7 @@ use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use pintle_proto::containerd::task::Mount;
 
 use super::error::{Result, TaskError};
@@ -109,11 +113,36 @@ fn shorten(data: &[String]) -> Option<(String, PathBuf)> {
     Some((out.join(","), PathBuf::from(prefix)))
 }
 
+/// Stack of a mounting thread: paths and the table of mounts are on the heap.
+const STACK: usize = 256 * 1024;
+
+/// Runs what may block in a thread of its own, to its end also where nobody waits for it any more.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let (give, answer) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name("mount".to_owned()).stack_size(STACK);
+    thread.spawn(move || drop(give.send(work())))?;
+    answer.await.map_err(|_| io::Error::other("the mounting thread has failed"))
+}
+
 /// Mounts all of a root file system; on failure what was mounted is taken back.
-pub(super) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<()> {
+pub(super) async fn mount_all(mounts: &[Mount], rootfs: PathBuf) -> Result<()> {
     if mounts.is_empty() {
         return Ok(());
     }
+    let mounts = mounts.to_vec();
+    apart(move || mount_now(&mounts, &rootfs)).await.map_err(|e| TaskError::io("mount", e))?
+}
+
+/// Unmounts everything at and below `rootfs`, innermost first. Nothing mounted is success.
+pub(super) async fn unmount_all(rootfs: PathBuf) -> io::Result<()> {
+    if mounted_below(&rootfs)?.is_empty() {
+        return Ok(());
+    }
+    apart(move || unmount_now(&rootfs)).await?
+}
+
+/// As [`mount_all`], in this thread.
+fn mount_now(mounts: &[Mount], rootfs: &Path) -> Result<()> {
     match fs::DirBuilder::new().mode(0o711).create(rootfs) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
             return Err(TaskError::io(format!("create {}", rootfs.display()), e));
@@ -122,7 +151,7 @@ pub(super) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<()> {
     }
     for entry in mounts {
         if let Err(error) = mount_one(entry, rootfs) {
-            let _ = unmount_all(rootfs);
+            let _ = unmount_now(rootfs);
             return Err(error);
         }
     }
@@ -151,20 +180,15 @@ fn mount_one(entry: &Mount, rootfs: &Path) -> Result<()> {
         return mount_loop(entry, &target).map_err(failed);
     }
     let mut data = parsed.data.join(",");
-    let mut back = None;
     if data.len() > MAX_DATA && entry.type_ == "overlay" {
         if let Some((short, directory)) = shorten(&parsed.data) {
-            // Nothing else runs in this process until the directory is changed back.
-            let here = std::env::current_dir().map_err(failed)?;
+            // A working directory of this thread's own, from here to its end.
+            unshare(CloneFlags::CLONE_FS).map_err(|e| failed(e.into()))?;
             std::env::set_current_dir(&directory).map_err(failed)?;
-            (data, back) = (short, Some(here));
+            data = short;
         }
     }
-    let done = mount_flags(entry, &target, &parsed, &data);
-    if let Some(here) = back {
-        std::env::set_current_dir(here).map_err(failed)?;
-    }
-    done.map_err(|e| failed(e.into()))
+    mount_flags(entry, &target, &parsed, &data).map_err(|e| failed(e.into()))
 }
 
 fn mount_flags(entry: &Mount, target: &Path, parsed: &Parsed, data: &str) -> nix::Result<()> {
@@ -203,16 +227,9 @@ fn mount_loop(entry: &Mount, target: &Path) -> io::Result<()> {
     Err(io::Error::other(String::from_utf8_lossy(&out.stderr).trim().to_owned()))
 }
 
-/// Unmounts everything at and below `rootfs`, innermost first. Nothing mounted is success.
-pub(super) fn unmount_all(rootfs: &Path) -> io::Result<()> {
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
-    let real = fs::canonicalize(rootfs).unwrap_or_else(|_| rootfs.to_path_buf());
-    let mut points: Vec<PathBuf> =
-        table.lines().filter_map(mount_point).filter(|p| p.starts_with(&real)).collect();
-    // A mount point is listed once for each mount stacked on it, later ones last.
-    points.reverse();
-    points.sort_by_key(|p| std::cmp::Reverse(p.components().count()));
-    for point in points {
+/// As [`unmount_all`], in this thread.
+pub(super) fn unmount_now(rootfs: &Path) -> io::Result<()> {
+    for point in mounted_below(rootfs)? {
         match umount2(&point, MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
             Err(_) => match umount2(&point, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {
@@ -222,6 +239,25 @@ pub(super) fn unmount_all(rootfs: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Mount points at and below a directory, innermost first.
+fn mounted_below(rootfs: &Path) -> io::Result<Vec<PathBuf>> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    // Unless it is a link, only the directory above is looked at: a mount might wait for its file system.
+    let real = match (rootfs.parent(), rootfs.file_name()) {
+        (Some(parent), Some(name)) if fs::read_link(rootfs).is_err() => {
+            fs::canonicalize(parent).map(|parent| parent.join(name))
+        }
+        _ => fs::canonicalize(rootfs),
+    };
+    let real = real.unwrap_or_else(|_| rootfs.to_path_buf());
+    let mut points: Vec<PathBuf> =
+        table.lines().filter_map(mount_point).filter(|p| p.starts_with(&real)).collect();
+    // A mount point is listed once for each mount stacked on it, later ones last.
+    points.reverse();
+    points.sort_by_key(|p| std::cmp::Reverse(p.components().count()));
+    Ok(points)
 }
 
 fn mount_point(line: &str) -> Option<PathBuf> {
