@@ -3,14 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::LocalFlags;
 use nix::unistd::Pid;
 use pintle_tests::{
-    Leftovers, PtyChild, TempDir, eventually, newer_criu, output_within, pintle, rootfs, shim, unique_id,
-    wait_exit, wait_for, within_bounds,
+    Leftovers, PtyChild, TempDir, eventually, newer_criu, output_within, pintle, rootfs, scaled, shim,
+    unique_id, wait_exit, wait_for, within_bounds,
 };
 use serde_json::Value;
 
@@ -340,6 +340,159 @@ fn logs_follow_over_a_rotation() {
     assert!(wait_exit(&mut follow).success());
     assert_eq!(text(&fs::read(&out).unwrap()), "line 1\nline 2\nline 3\nlast\n");
     assert_eq!(text(&place.run(&["logs", &id]).stdout), "last\n");
+    place.good(&["rm", &id]);
+    place.finish();
+}
+
+/// A `logs -f` whose output goes to files.
+struct Follower {
+    child: Child,
+    out: PathBuf,
+    err: PathBuf,
+}
+
+impl Follower {
+    fn new(place: &Place, id: &str) -> Self {
+        let (out, err) = (place.dir.join(format!("{id}.out")), place.dir.join(format!("{id}.err")));
+        let child = place
+            .command(&["logs", "-f", id])
+            .stdin(Stdio::null())
+            .stdout(fs::File::create(&out).unwrap())
+            .stderr(fs::File::create(&err).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, out, err }
+    }
+
+    fn has(&self, end: &str) -> bool {
+        fs::read(&self.out).unwrap().ends_with(end.as_bytes())
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+        let stopped = signal == Signal::SIGSTOP;
+        wait_for("the follower to stop or go on", || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+            stat.contains(") T ") == stopped
+        });
+    }
+
+    /// Exit code, output and error output after the end.
+    fn end(mut self) -> (Option<i32>, String, String) {
+        let status = wait_exit(&mut self.child);
+        (status.code(), text(&fs::read(&self.out).unwrap()), text(&fs::read(&self.err).unwrap()))
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Files that are rotated at full speed: who follows gets every line, and so does who asks later, for all or for the last.
+#[test]
+fn logs_are_whole_over_many_rotations() {
+    let place = Place::new("logrot");
+    let control = place.dir.join("ctl");
+    fs::create_dir(&control).unwrap();
+    let mount = format!("{}:/mnt:ro", control.display());
+    let lines = scaled(30_000, 300_000);
+    let script = format!("echo begin; while [ ! -e /mnt/go ]; do sleep 0.1; done; seq 1 {lines}");
+    // A record is some 50 bytes: enough files for all of them.
+    let files = scaled(400, 4000).to_string();
+    let id = place.detached(&["-v", &mount, "--log-max-size", "8k", "--log-max-files", &files], &script);
+    let follower = Follower::new(&place, &id);
+    wait_for("the follower to begin", || follower.has("begin\n"));
+    fs::write(control.join("go"), "").unwrap();
+    let want: String = (1..=lines).fold("begin\n".into(), |all, n| all + &format!("{n}\n"));
+    let (code, out, err) = follower.end();
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(out == want, "the follower missed something: {} of {} bytes", out.len(), want.len());
+    assert!(place.root().join(&id).join("container.log.20").exists(), "it was rotated");
+    assert!(place.good(&["logs", &id]) == want, "the log differs");
+    let last =
+        |n: usize| want.lines().rev().take(n).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>();
+    for n in [1, 1000, lines] {
+        let tail = place.good(&["logs", "--tail", &n.to_string(), &id]);
+        assert!(tail.lines().eq(last(n)), "the last {n} lines differ");
+    }
+    let tail = place.good(&["logs", "-n", "0", &id]);
+    assert_eq!(tail, "");
+    place.good(&["rm", &id]);
+    place.finish();
+}
+
+/// What was rotated away before it could be read is told in files, exactly, and is nothing but that.
+#[test]
+fn logs_that_were_rotated_away_are_counted() {
+    let place = Place::new("loggap");
+    let control = place.dir.join("ctl");
+    fs::create_dir(&control).unwrap();
+    let mount = format!("{}:/mnt:ro", control.display());
+    let script = "echo 00001; while [ ! -e /mnt/go ]; do sleep 0.1; done; seq -w 2 20000";
+    // Ten records of 35 + 10 + 6 bytes.
+    let id = place.detached(&["-v", &mount, "--log-max-size", "510", "--log-max-files", "3"], script);
+    let follower = Follower::new(&place, &id);
+    wait_for("the follower to begin", || follower.has("00001\n"));
+    follower.signal(Signal::SIGSTOP);
+    fs::write(control.join("go"), "").unwrap();
+    // Some 10 000 events for a queue of the kernel that holds 16 384: what it could not hold would not be counted.
+    place.good(&["wait", &id]);
+    follower.signal(Signal::SIGCONT);
+    let (code, out, err) = follower.end();
+    assert_eq!(code, Some(1), "{err}");
+    let shown: Vec<u32> = out.lines().map(|l| l.parse().unwrap()).collect();
+    let files = err.strip_prefix("pintle: ").and_then(|e| e.split(' ').next()).and_then(|n| n.parse().ok());
+    let files: u32 = files.unwrap_or_else(|| panic!("{err:?} tells no number"));
+    assert_eq!(shown.len() as u32 + 10 * files, 20_000, "{err}");
+    let kept: Vec<u32> = (1..=10).chain(10 * files + 11..=20_000).collect();
+    assert_eq!(shown, kept);
+    place.good(&["rm", &id]);
+    place.finish();
+}
+
+/// Others rotate, too: kubelet renames and has the log reopened, logrotate copies and truncates.
+#[test]
+fn logs_follow_the_rotations_of_others() {
+    let place = Place::new("logext");
+    let control = place.dir.join("ctl");
+    fs::create_dir(&control).unwrap();
+    let mount = format!("{}:/mnt:ro", control.display());
+    let script = "for n in 1 2 3 4 5 6; do echo line $n; while [ ! -e /mnt/$n ]; do sleep 0.02; done; done";
+    let log = place.dir.join("log");
+    let id = place.detached(&["--log", log.to_str().unwrap(), "-v", &mount], script);
+    let written = |n: u32| {
+        let want = format!("line {n}\n");
+        wait_for("the line", || fs::read_to_string(&log).is_ok_and(|t| t.ends_with(&want)));
+    };
+    let next = |n: u32| fs::write(control.join(n.to_string()), "").unwrap();
+    let follower = Follower::new(&place, &id);
+    wait_for("the follower to begin", || follower.has("line 1\n"));
+    follower.signal(Signal::SIGSTOP);
+    next(1);
+    written(2);
+    for (date, n) in [("20261127-024200", 2), ("20261127-024210", 3)] {
+        fs::rename(&log, place.dir.join(format!("log.{date}"))).unwrap();
+        place.good(&["reopen-log", &id]);
+        next(n);
+        written(n + 1);
+    }
+    follower.signal(Signal::SIGCONT);
+    wait_for("the follower to be there", || follower.has("line 4\n"));
+    follower.signal(Signal::SIGSTOP);
+    next(4);
+    written(5);
+    fs::copy(&log, place.dir.join("log.1")).unwrap();
+    fs::OpenOptions::new().write(true).truncate(true).open(&log).unwrap();
+    next(5);
+    written(6);
+    follower.signal(Signal::SIGCONT);
+    next(6);
+    let (code, out, err) = follower.end();
+    let want: String = (1..=6).map(|n| format!("line {n}\n")).collect();
+    assert_eq!((code, out, err.as_str()), (Some(0), want, ""));
     place.good(&["rm", &id]);
     place.finish();
 }

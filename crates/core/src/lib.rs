@@ -16,6 +16,7 @@ pub mod goflag;
 pub mod journal;
 pub mod jsonlog;
 pub mod line;
+pub mod logread;
 pub mod notify;
 pub mod queue;
 pub mod rate;

@@ -124,6 +124,7 @@ pub fn jsonlog(data: &[u8]) {
     use pintle_core::jsonlog::{Encoder, MAX_PIECE, payload};
     let now = pintle_core::wall::WallTime::new(1_795_747_320, 120_000_000);
     let _ = payload(data);
+    let _ = data.split(|b| *b == b'\n').map(pintle_core::logread::parse).count();
     let (mut encoder, mut out, mut input) = (Encoder::new(), Vec::new(), Vec::new());
     for chunk in data.split(|b| *b == 0) {
         encoder.push(&mut out, now, Stream::Stdout, chunk);
