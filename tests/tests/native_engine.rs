@@ -1,14 +1,16 @@
 //! The engine behind the native door: ends of every kind, execs and their trees, stopping, runtimes that misbehave,
 //! garbage on the sockets. Scenarios of users are in `native.rs`.
 
+use nix::errno::Errno;
 use pintle_client::{
     Error, ErrorKind, EventKind, ExecOptions, ExecSyncOptions, ExitReason, Monitor, Status, read_exit_record,
 };
 use pintle_tests::{
-    Act, Bundle, FakeRuntime, Native, eventually, fds, private_dirty_kib, process_alive, process_children,
-    scaled, unique_id, wait_for, wait_for_async,
+    Act, Bundle, FakeRuntime, Native, connect_packets, eventually, fds, private_dirty_kib, process_alive,
+    process_children, scaled, unique_id, wait_for, wait_for_async,
 };
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -595,6 +597,35 @@ async fn hundreds_of_calls_at_once_are_all_answered() {
     })
     .await;
     c.delete().await;
+}
+
+/// As many connections as have places, and some more, that no call ever names: a call whose connection comes behind them
+/// is answered all the same, and those that still wait when there is room again keep their places.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_nobody_names_hold_up_no_call() {
+    let place = Native::new("unnamed");
+    let c = place.start(&Bundle::sh(IDLE)).await;
+    let socket = c.monitor.dir().join("stdio.sock");
+    let idle: Vec<_> = (0u8..=255).chain(0..8).map(|_| connect_packets(&socket).unwrap()).collect();
+    for (n, fd) in (0u64..).zip(&idle).filter(|(n, _)| n % 16 == 0) {
+        let token = [n.to_ne_bytes(), [7; 8]].concat();
+        pintle_sys::seqpacket::send_packet(std::os::fd::AsFd::as_fd(fd), &token).unwrap();
+    }
+    let out = c.monitor.exec_sync(&sh("echo out; exit 3")).await.unwrap();
+    assert_eq!((out.exit.reason, out.stdout), (ExitReason::Code(3), b"out\n".to_vec()));
+    // As many of those that came first had to go as were in the way.
+    let (first, late) = idle.split_at(256);
+    let closed = first.iter().filter(|fd| is_at_end(fd)).count();
+    assert!((8..=9).contains(&closed), "{closed} closed");
+    assert!(!late.iter().any(is_at_end));
+    drop(idle);
+    c.delete().await;
+}
+
+/// Whether the other side has closed.
+fn is_at_end(fd: &OwnedFd) -> bool {
+    let flags = nix::sys::socket::MsgFlags::MSG_DONTWAIT;
+    matches!(nix::sys::socket::recv(fd.as_raw_fd(), &mut [0], flags), Ok(0) | Err(Errno::ECONNRESET))
 }
 
 /// One call more than may run at a time is refused by name, and the others go on.

@@ -18,8 +18,6 @@ use tokio::task::JoinHandle;
 
 /// Connections of `monitor.sock` at a time.
 pub(super) const CONNECTIONS_MAX: usize = 256;
-/// Connections of `stdio.sock` that have not been named in a call.
-const STDIO_MAX: usize = 256;
 
 /// Connections on their way to the ttrpc server.
 struct Incoming(mpsc::Receiver<Connection>);
@@ -35,43 +33,23 @@ impl futures_core::Stream for Incoming {
     }
 }
 
-/// What happens to a connection that there is no room for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Crowd {
-    /// It is closed, and its client may try again.
-    Close,
-    /// It waits in the backlog until there is room.
-    Wait,
-}
-
-/// Accepts for ever; `each` gets connections of permitted peers, and their place.
-fn accept_loop(
+/// Accepts for ever; `each` gets connections of permitted peers, one after the other.
+fn accept_loop<F>(
     listener: OwnedFd,
-    room: Arc<Semaphore>,
-    crowd: Crowd,
-    each: impl Fn(OwnedFd, OwnedSemaphorePermit) + Send + 'static,
-) -> io::Result<JoinHandle<()>> {
+    each: impl Fn(OwnedFd) -> F + Send + 'static,
+) -> io::Result<JoinHandle<()>>
+where
+    F: Future<Output = ()> + Send,
+{
     let listener = async_fd(listener, Interest::READABLE)?;
     Ok(tokio::spawn(async move {
         loop {
             let Ok(mut ready) = listener.readable().await else { return };
-            let place = match crowd {
-                Crowd::Close => None,
-                Crowd::Wait => match room.clone().acquire_owned().await {
-                    Ok(place) => Some(place),
-                    Err(_closed) => return,
-                },
-            };
             match ready.try_io(|l| seqpacket::accept(l.as_fd())) {
                 Err(_would_block) => {}
-                Ok(Ok(fd)) => {
-                    // Whoever may not talk to us is closed without a word.
-                    if peer::credentials(&fd).is_ok_and(peer::allowed) {
-                        if let Some(place) = place.or_else(|| room.clone().try_acquire_owned().ok()) {
-                            each(fd, place);
-                        }
-                    }
-                }
+                // Whoever may not talk to us is closed without a word.
+                Ok(Ok(fd)) if peer::credentials(&fd).is_ok_and(peer::allowed) => each(fd).await,
+                Ok(Ok(_somebody_else)) => {}
                 // Out of descriptors or memory: the connection waits in the backlog until something is free.
                 Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
@@ -91,20 +69,23 @@ pub(super) fn listen(monitor: OwnedFd, stdio: OwnedFd, waiting: Arc<Waiting>) ->
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let (sender, receiver) = mpsc::channel(CONNECTIONS_MAX);
     let total = Arc::default();
-    let first = accept_loop(monitor, connections.clone(), Crowd::Close, move |fd, permit| {
-        let stream = UnixStream::from_std(fd.into());
-        if let Ok(stream) = stream {
-            let _ = sender.try_send(Guarded::new(stream, Limits::NATIVE, Arc::clone(&total), permit));
+    let room = connections.clone();
+    let first = accept_loop(monitor, move |fd| {
+        // One that there is no room for is closed, and its client may try again.
+        if let (Ok(stream), Ok(place)) = (UnixStream::from_std(fd.into()), room.clone().try_acquire_owned()) {
+            let _ = sender.try_send(Guarded::new(stream, Limits::NATIVE, Arc::clone(&total), place));
         }
+        std::future::ready(())
     })?;
-    let unnamed = Arc::new(Semaphore::new(STDIO_MAX));
-    // Hundreds of calls at a time connect all at once, before the first of them is read: they get their turn.
-    let second = accept_loop(stdio, unnamed, Crowd::Wait, move |fd, permit| {
-        let waiting = waiting.clone();
-        tokio::spawn(async move {
-            let _ = waiting.receive(fd).await;
-            drop(permit);
-        });
+    let second = accept_loop(stdio, move |fd| {
+        let waiting = Arc::clone(&waiting);
+        async move {
+            let Some(place) = waiting.place().await else { return };
+            tokio::spawn(async move {
+                let _ = waiting.receive(fd).await;
+                drop(place);
+            });
+        }
     })?;
     Ok(Listening {
         monitor: ttrpc::r#async::transport::Listener::new(Incoming(receiver)),
