@@ -424,6 +424,41 @@ fn logs_are_whole_over_many_rotations() {
     place.finish();
 }
 
+/// Docker's format by the command line: what is in the files, and what is read from them.
+#[test]
+fn logs_in_dockers_format() {
+    let place = Place::new("logjson");
+    let log = place.dir.join("log");
+    let option = format!("json-file:{}", log.display());
+    let script = "seq 1 500; printf '<é\\t\\377' >&2; printf end";
+    let id = place.detached(&["--log", &option, "--log-max-size", "4k", "--log-max-files", "30"], script);
+    place.good(&["wait", &id]);
+    let want: String = (1..=500).map(|n| format!("{n}\n")).collect::<String>() + "end";
+    let out = place.run(&["logs", &id]);
+    assert_eq!((text(&out.stdout), text(&out.stderr)), (want, "<é\t\u{fffd}".into()));
+    assert_eq!(place.run(&["logs", "-n", "2", &id]).stdout, b"end");
+    assert_eq!(place.run(&["logs", "-n", "3", &id]).stdout, b"500\nend");
+    assert!(place.good(&["logs", "-t", &id]).contains("Z 499\n"));
+    assert!(place.dir.join("log.3").exists(), "it was rotated");
+    for file in [log.clone(), place.dir.join("log.1")] {
+        for line in fs::read_to_string(file).unwrap().lines() {
+            let record: Value = serde_json::from_str(line).unwrap();
+            assert!(record["log"].is_string() && record["time"].is_string(), "{line}");
+        }
+    }
+    let mut damaged = fs::read(place.dir.join("log.1")).unwrap();
+    damaged[0] = b'x';
+    fs::write(place.dir.join("log.1"), damaged).unwrap();
+    let out = place.run(&["logs", &id]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("log.1 at byte 0: log record has fewer than four fields"));
+    place.good(&["rm", &id]);
+
+    let out = place.run(&["run", "--log", "none", "--log-max-size", "1k", "--rootfs", root(), "--", "true"]);
+    assert_eq!(out.status.code(), Some(125), "{}", text(&out.stderr));
+    place.finish();
+}
+
 /// What was rotated away before it could be read is told in files, exactly, and is nothing but that.
 #[test]
 fn logs_that_were_rotated_away_are_counted() {

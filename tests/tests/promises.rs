@@ -106,6 +106,40 @@ async fn a_container_survives_its_shim_and_is_adopted() {
     place.finish();
 }
 
+/// Of output that a killed shim had read, a CRI log has all, half lines too. Docker's format has none: a json-file log
+/// lacks the beginning of the line that was under way, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_shim_loses_the_line_that_it_held() {
+    let place = Native::new("held");
+    let script =
+        "trap 'echo \" end\"; echo last; exit 0' USR1; printf 'first\\nhalf'; while :; do sleep 0.05; done";
+    let c = place
+        .start_with(&Bundle::sh(script), |o| {
+            let mut json = o.logs[0].clone();
+            json.driver = "json-file".into();
+            json.path = json.path.with_extension("json");
+            o.logs.push(json);
+        })
+        .await;
+    let json = c.log.with_extension("json");
+    let docker = || -> String {
+        let text = std::fs::read_to_string(&json).unwrap();
+        let records = text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        records.map(|r| r["log"].as_str().unwrap().to_owned()).collect()
+    };
+    let cri = || String::from_utf8(rejoin(&read_cri(&c.log), "stdout")).unwrap();
+    wait_for("half a line", || cri() == "first\nhalf" && docker() == "first\n");
+    kill_hard(c.shim_pid().await);
+    wait_for("nobody to serve its socket", || !has_shim(&place.root().join(&c.id)));
+    let monitor = adopt(&place, &c.id).await;
+    monitor.kill(10, false).await.unwrap();
+    monitor.wait(Some(SOON)).await.unwrap();
+    assert_eq!(cri(), "first\nhalf end\nlast\n");
+    assert_eq!(docker(), "first\n end\nlast\n");
+    monitor.delete(false).await.unwrap();
+    place.finish();
+}
+
 /// What a lost shim had just forked holds the lock of its directory for a moment: an adopter waits for that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_adopter_waits_for_what_the_lost_shim_had_forked() {

@@ -29,10 +29,11 @@ usage: pintle run [options] --rootfs DIR [--] PROGRAM [ARGUMENT...]
       --id ID             id of the container; default: a new one
   -b, --bundle DIR        OCI bundle; a directory with config.json
       --rootfs DIR        make the OCI configuration for this root file system
-      --log FILE          log in CRI format; default: in the state directory; none: no log;
-                          journald: the journal
-      --log-max-size N    rotate the log at this size
-      --log-max-files N   rotated logs to keep
+      --log LOG           where the output is logged: FILE, or k8s-file[:FILE], in CRI format;
+                          json-file[:FILE], in Docker's format; journald; none.
+                          default: k8s-file; without FILE it is in the state directory
+      --log-max-size N    rotate the log file at this size; default: never
+      --log-max-files N   rotated files to keep beside it; default 0: begin it anew, without history
       --pid-file FILE     file that gets the pid of the first process
       --detach-keys K     keys that leave the session; default ctrl-p,ctrl-q
       --image DIR         restore: directory of the checkpoint
@@ -118,23 +119,11 @@ fn read(cx: &Context, args: Vec<OsString>) -> Result<Making> {
     // A terminal is left with the detach keys and found again; a pipe ends with its writer.
     create.stdin_once = interactive && !detached && !spec.terminal;
     create.size = if spec.terminal { terminal::size() } else { None };
-    let size = |mut options: LogOptions| {
-        options.max_size = max_size;
-        options.max_files = max_files;
-        options
-    };
-    match log {
-        None => create.logs.push(size(LogOptions::file(cx.dir(&id)?.join("container.log")))),
-        Some(driver) if driver == "none" => {}
-        Some(driver) if driver == "journald" => {
-            create.logs.push(LogOptions {
-                driver: "journald".into(),
-                name: id.clone(),
-                ..LogOptions::default()
-            });
-        }
-        Some(file) => create.logs.push(size(LogOptions::file(absolute(file)?))),
+    let log = log_options(cx, &id, log.unwrap_or_else(|| "k8s-file".into()))?;
+    if (max_size, max_files) != (0, 0) && log.as_ref().is_none_or(|l| l.path.as_os_str().is_empty()) {
+        return Err(usage("there is no log file to rotate: --log-max-size and --log-max-files need one"));
     }
+    create.logs.extend(log.map(|log| LogOptions { max_size, max_files, ..log }));
     if remove {
         create.exit_command = removal(cx, &id)?;
     }
@@ -148,6 +137,23 @@ fn read(cx: &Context, args: Vec<OsString>) -> Result<Making> {
         }
     };
     Ok(Making { id, create, interactive, detached, remove, keys, image })
+}
+
+/// The log that `--log` asks for; None for none.
+fn log_options(cx: &Context, id: &str, log: OsString) -> Result<Option<LogOptions>> {
+    let own = || Ok::<_, anyhow::Error>(cx.dir(id)?.join("container.log"));
+    let told = log.to_str().unwrap_or_default();
+    let (driver, path) = match told.split_once(':').unwrap_or((told, "")) {
+        ("none", "") => return Ok(None),
+        ("journald", "") => {
+            let driver = "journald".into();
+            return Ok(Some(LogOptions { driver, name: id.to_owned(), ..LogOptions::default() }));
+        }
+        (driver @ ("k8s-file" | "json-file"), "") => (driver.to_owned(), own()?),
+        (driver @ ("k8s-file" | "json-file"), path) => (driver.to_owned(), absolute(path.into())?),
+        _ => ("k8s-file".to_owned(), absolute(log)?),
+    };
+    Ok(Some(LogOptions { driver, path, ..LogOptions::default() }))
 }
 
 /// What the shim runs after the end of a container that is to be removed: we may have left by then.
@@ -703,6 +709,26 @@ fn runtime_of(cx: &Context, document: &Value) -> Vec<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logs_are_asked_for_by_driver_or_file() {
+        let (cx, _, _) = crate::context::parse(vec!["run".into()]).unwrap().unwrap();
+        let own = cx.dir("web").unwrap().join("container.log");
+        let log = |text: &str| log_options(&cx, "web", text.into()).unwrap();
+        for (text, driver, path) in [
+            ("k8s-file", "k8s-file", own.as_path()),
+            ("json-file", "json-file", own.as_path()),
+            ("json-file:/a:b", "json-file", Path::new("/a:b")),
+            ("k8s-file:/a", "k8s-file", Path::new("/a")),
+            ("/a/json-file", "k8s-file", Path::new("/a/json-file")),
+            ("/a:b", "k8s-file", Path::new("/a:b")),
+            ("journald", "journald", Path::new("")),
+        ] {
+            let log = log(text).unwrap();
+            assert_eq!((log.driver.as_str(), log.path.as_path()), (driver, path), "{text}");
+        }
+        assert_eq!(log("none"), None);
+    }
 
     #[test]
     fn a_lost_container_is_removed_with_the_runtime_that_made_it() {
