@@ -226,6 +226,28 @@ fn detach_keys_leave_and_attach_returns() {
     place.finish();
 }
 
+/// An exec with a terminal that was left with the detach keys is found again, and it still listens.
+#[test]
+fn an_exec_is_left_and_found_again() {
+    let place = Place::new("detexec");
+    let id = place.detached(&[], "sleep 1000000");
+    let script = "echo ready; while read x; do echo \"got $x\"; done; exit 6";
+    let mut t = place.terminal(&["exec", "-it", &id, "sh", "-c", script]);
+    t.expect("ready");
+    t.send(b"\x10\x11");
+    assert_eq!(t.wait().code(), Some(0), "{}", t.output());
+    t.expect(&format!("pintle attach --exec exec-1 {id} returns to it"));
+    let mut t = place.terminal(&["attach", "--exec", "exec-1", &id]);
+    eventually("an answer", || {
+        t.send("hello\r");
+        if t.output().contains("got hello") { Ok(()) } else { Err(t.output()) }
+    });
+    t.send(b"\x04");
+    assert_eq!(t.wait().code(), Some(6), "{}", t.output());
+    place.good(&["rm", "-f", &id]);
+    place.finish();
+}
+
 /// The terminal is restored also when the container is killed and when pintle gets a signal.
 #[test]
 fn a_terminal_is_restored_when_the_end_comes_from_outside() {
@@ -466,11 +488,11 @@ fn logs_that_were_rotated_away_are_counted() {
     let control = place.dir.join("ctl");
     fs::create_dir(&control).unwrap();
     let mount = format!("{}:/mnt:ro", control.display());
-    let script = "echo 00001; while [ ! -e /mnt/go ]; do sleep 0.1; done; seq -w 2 20000";
-    // Ten records of 35 + 10 + 6 bytes.
-    let id = place.detached(&["-v", &mount, "--log-max-size", "510", "--log-max-files", "3"], script);
+    let script = "echo 1000001; while [ ! -e /mnt/go ]; do sleep 0.1; done; seq 1000002 1020000";
+    // Ten records of 35 + 10 + 8 bytes. No write and no read ends within a line, since all are multiples of its 8 bytes.
+    let id = place.detached(&["-v", &mount, "--log-max-size", "530", "--log-max-files", "3"], script);
     let follower = Follower::new(&place, &id);
-    wait_for("the follower to begin", || follower.has("00001\n"));
+    wait_for("the follower to begin", || follower.has("1000001\n"));
     follower.signal(Signal::SIGSTOP);
     fs::write(control.join("go"), "").unwrap();
     // Some 10 000 events for a queue of the kernel that holds 16 384: what it could not hold would not be counted.
@@ -478,7 +500,7 @@ fn logs_that_were_rotated_away_are_counted() {
     follower.signal(Signal::SIGCONT);
     let (code, out, err) = follower.end();
     assert_eq!(code, Some(1), "{err}");
-    let shown: Vec<u32> = out.lines().map(|l| l.parse().unwrap()).collect();
+    let shown: Vec<u32> = out.lines().map(|l| l.parse::<u32>().unwrap() - 1_000_000).collect();
     let files = err.strip_prefix("pintle: ").and_then(|e| e.split(' ').next()).and_then(|n| n.parse().ok());
     let files: u32 = files.unwrap_or_else(|| panic!("{err:?} tells no number"));
     assert_eq!(shown.len() as u32 + 10 * files, 20_000, "{err}");
@@ -615,6 +637,11 @@ fn shims_are_upgraded_and_lost_ones_succeeded() {
     });
     let out = place.run(&["exec", id, "true"]);
     assert_eq!(out.status.code(), Some(125), "nobody is there: {}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("see pintle adopt"), "{}", text(&out.stderr));
+    // Who follows its log does not wait for ever.
+    let out = place.run(&["logs", "-f", id]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("the shim was lost"), "{}", text(&out.stderr));
     place.good(&["adopt", id]);
     assert_ne!(shim_pid(id), before[0]);
     assert_eq!(place.run(&["exec", id, "sh", "-c", "exit 9"]).status.code(), Some(9));

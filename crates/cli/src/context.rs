@@ -67,10 +67,11 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Option<(Context, String, Vec<
             Short('h') | Long("help") => return Ok(None),
             Value(command) => {
                 let command = text(command)?;
-                if command == "help" {
-                    return Ok(None);
-                }
                 let mut rest: Vec<OsString> = parser.raw_args()?.collect();
+                if command == "help" {
+                    let Some(about) = rest.into_iter().next() else { return Ok(None) };
+                    return Ok(Some((cx, text(about)?, vec!["--help".into()])));
+                }
                 // `--json` is also taken behind the command, up to the program to run.
                 let end = rest.iter().position(|a| a == "--").unwrap_or(rest.len());
                 if !matches!(command.as_str(), "run" | "exec" | "create") {

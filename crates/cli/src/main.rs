@@ -112,6 +112,9 @@ async fn dispatch(cx: Context, command: &str, args: Vec<OsString>) -> Result<i32
         "checkpoint" => life::checkpoint(cx, args).await,
         "rm" | "delete" => life::rm(cx, args).await,
         "version" => {
+            if let Some(arg) = lexopt::Parser::from_args(args).next()? {
+                return Err(args::unknown(arg, "usage: pintle version\n"));
+            }
             output::print(concat!("pintle ", env!("CARGO_PKG_VERSION"), "\n"))?;
             Ok(0)
         }

@@ -112,8 +112,15 @@ fn words(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let more = match cause.downcast_ref::<Error>() {
-            Some(Error::NotRunning { dir }) if !dir.exists() => {
-                format!("no container {}", dir.file_name().unwrap_or_default().to_string_lossy())
+            Some(Error::NotRunning { dir }) => {
+                let id = dir.file_name().unwrap_or_default().to_string_lossy();
+                if !dir.exists() {
+                    format!("no container {id}")
+                } else if pintle_client::read_exit_record(dir).is_some() {
+                    format!("container {id} has ended, and its shim is gone")
+                } else {
+                    format!("the shim of {id} was lost and the container may live: see pintle adopt")
+                }
             }
             _ => cause.to_string(),
         };
@@ -245,6 +252,13 @@ mod tests {
         let error = anyhow::Error::from(Error::NotRunning { dir: "/nowhere/web".into() });
         assert_eq!(words(&error), "no container web");
         assert_eq!(words(&error.context("web")), "web: no container web");
+        let here = std::env::temp_dir();
+        let name = here.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let error = anyhow::Error::from(Error::NotRunning { dir: here });
+        assert_eq!(
+            words(&error),
+            format!("the shim of {name} was lost and the container may live: see pintle adopt")
+        );
     }
 
     #[test]

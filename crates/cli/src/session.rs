@@ -265,6 +265,7 @@ pub(crate) async fn exec(cx: Context, args: Vec<OsString>) -> Result<i32> {
     let peer = Peer { monitor: monitor.clone(), exec: exec.id.clone() };
     let end = run(stdio, peer, options.terminal, interactive, keys).await?;
     if let Some(code) = left(&end) {
+        eprintln!("pintle attach --exec {} {id} returns to it", exec.id);
         return Ok(code);
     }
     let exit = exec.wait(None).await?;

@@ -209,7 +209,8 @@ impl Container {
         let (runtime, bundle, exec_args) = self.check_exec_possible()?;
         let reserved = Reserved::take(self, &spec.exec_id)?;
         let (document, terminal) = spec.process(&bundle)?;
-        let config = HubConfig { stdin, stdin_once: stdin, terminal, ..HubConfig::default() };
+        // A pipe ends with its writer; a terminal is left with the detach keys and found again by a later attach.
+        let config = HubConfig { stdin, stdin_once: stdin && !terminal, terminal, ..HubConfig::default() };
         let hub = Hub::new(config);
         let id = reserved.id.clone();
         let begun = async {
