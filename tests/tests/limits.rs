@@ -273,10 +273,10 @@ async fn a_rate_is_held_by_waiting() {
         assert_eq!(rejoin(&records, "stdout"), line.repeat(10_000).into_bytes());
         assert!(c.state().await.io.lost_bytes.is_empty());
         // In no second more than its worth, the second's worth that was saved, and what one read and the pipe hold; the
-        // new image begins with a second's worth saved, and does not know of the read for which the old one waited.
+        // new image knows what the old one owed.
         let times: Vec<f64> = records.iter().map(|r| second_of_day(&r.time)).collect();
         let took = (times[times.len() - 1] - times[0]).rem_euclid(86_400.0);
-        let at_once = 3 * 65_536 / 50 + count / 5 * 2;
+        let at_once = 2 * 65_536 / 50 + count / 5;
         let least = (count - at_once) as f64 / (count as f64 / 5.0);
         assert!(
             took >= least - 0.2,

@@ -37,6 +37,23 @@ impl Bucket {
         Self { limits, tokens: [full(limits.bytes), full(limits.lines)], at: now }
     }
 
+    /// One that goes on where another was: with what its [`tokens`](Self::tokens) said.
+    pub fn resumed(limits: RateLimits, now: u64, tokens: [i64; 2]) -> Self {
+        let full = Self::new(limits, now);
+        let [bytes, lines] = full.tokens;
+        let [had_bytes, had_lines] = tokens.map(|n| i128::from(n) * SECOND);
+        Self { tokens: [bytes.min(had_bytes), lines.min(had_lines)], ..full }
+    }
+
+    /// Whole bytes and lines that may be taken now, rounded down; a debt is negative.
+    pub fn tokens(mut self, now: u64) -> [i64; 2] {
+        self.refill(now);
+        self.tokens.map(|n| {
+            let whole = n.div_euclid(SECOND);
+            i64::try_from(whole).unwrap_or(if whole < 0 { i64::MIN } else { i64::MAX })
+        })
+    }
+
     fn rates(&self) -> [i128; 2] {
         [i128::from(self.limits.bytes), i128::from(self.limits.lines)]
     }
@@ -106,6 +123,19 @@ mod tests {
         let mut b = Bucket::new(RateLimits { bytes: 0, lines: 10 }, 0);
         b.take(0, 1 << 40, 20);
         assert!(b.wait(0) >= 1_000_000_000);
+    }
+
+    #[test]
+    fn a_debt_is_handed_over() {
+        let limits = RateLimits { bytes: 1000, lines: 0 };
+        let mut b = Bucket::new(limits, 0);
+        b.take(0, 3000, 9);
+        assert_eq!(b.tokens(0), [-2000, 0]);
+        assert_eq!(Bucket::resumed(limits, 0, b.tokens(0)).wait(0), b.wait(0));
+        // Rounded against the container, and never more than a second's worth.
+        assert_eq!(b.tokens(1), [-2000, 0]);
+        assert_eq!(Bucket::resumed(limits, 0, [i64::MAX; 2]).tokens(0), [1000, 0]);
+        assert!(Bucket::resumed(limits, 0, [i64::MIN; 2]).wait(0) > 1 << 62);
     }
 
     proptest! {

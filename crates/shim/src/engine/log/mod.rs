@@ -18,6 +18,7 @@ pub use raw::RawSink;
 
 use nix::errno::Errno;
 use pintle_core::line::Stream;
+use pintle_core::rate::RateLimits;
 use pintle_core::wall::WallTime;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -259,6 +260,11 @@ pub enum SinkState {
         lines: u64,
         drop: bool,
         cut: [u8; 2],
+        /// What was left of the rate, or its debt; a full second's worth where an earlier image did not say.
+        #[serde(default)]
+        tokens: Option<[i64; 2]>,
+        #[serde(default)]
+        dropping: bool,
     },
     Raw {
         streams: [bool; 2],
@@ -276,8 +282,9 @@ pub fn thaw(state: SinkState, fds: Vec<OwnedFd>) -> io::Result<Box<dyn LogSink>>
     Ok(match state {
         state @ SinkState::File { .. } => Box::new(FileSink::thaw(state, fds)?),
         state @ SinkState::Journald { .. } => Box::new(JournaldSink::thaw(state)?),
-        SinkState::Rate { inner, bytes, lines, drop, cut } => {
-            Box::new(RateSink::thaw(thaw(*inner, fds)?, bytes, lines, drop, cut))
+        SinkState::Rate { inner, bytes, lines, drop, cut, tokens, dropping } => {
+            let sink = RateSink::new(thaw(*inner, fds)?, RateLimits { bytes, lines }, drop);
+            Box::new(sink.resumed(cut, tokens, dropping))
         }
         state @ SinkState::Raw { .. } => Box::new(RawSink::thaw(state, fds)?),
     })

@@ -101,15 +101,18 @@ impl RateSink {
         self.inner.write(&Chunk { data, ..*chunk }, scratch, losses);
     }
 
-    /// Builds it from its state around its thawed sink. A full second's worth is there again.
-    pub(super) fn thaw(inner: Box<dyn LogSink>, bytes: u64, lines: u64, drop: bool, cut: [u8; 2]) -> Self {
-        let mut sink = Self::new(inner, RateLimits { bytes, lines }, drop);
-        sink.lines = cut.map(|n| match n {
+    /// Goes on where another image was.
+    pub(super) fn resumed(mut self, cut: [u8; 2], tokens: Option<[i64; 2]>, dropping: bool) -> Self {
+        self.lines = cut.map(|n| match n {
             1 => Line::Kept,
             2 => Line::Dropped,
             _ => Line::Between,
         });
-        sink
+        self.dropping = dropping;
+        if let Some(tokens) = tokens {
+            self.bucket = Bucket::resumed(self.limits, clock::mono().0, tokens);
+        }
+        self
     }
 }
 
@@ -185,6 +188,8 @@ impl LogSink for RateSink {
                 Line::Kept => 1,
                 Line::Dropped => 2,
             }),
+            tokens: Some(self.bucket.tokens(clock::mono().0)),
+            dropping: self.dropping,
         };
         Ok(Some((state, fds)))
     }
@@ -195,5 +200,35 @@ impl RateSink {
     fn is_waiting(&self) -> bool {
         let mut bucket = self.bucket;
         !self.drop && !self.ended && bucket.wait(clock::mono().0) > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{FileConfig, FileSink, thaw};
+    use super::*;
+
+    /// What was written over the rate is paid for after an upgrade as well.
+    #[test]
+    fn a_debt_outlives_an_upgrade() {
+        let file = FileSink::open(FileConfig { path: "/dev/null".into(), ..FileConfig::default() }).unwrap();
+        let limits = RateLimits { bytes: 1000, lines: 0 };
+        let mut sink = RateSink::new(Box::new(file), limits, false);
+        let chunk = Chunk { stream: Stream::Stdout, data: &[b'x'; 1_000_000], now: WallTime::default() };
+        sink.write(&chunk, &mut Vec::new(), &mut Losses::default());
+        let after = |edit: fn(&mut serde_json::Map<String, serde_json::Value>)| {
+            let (state, fds) = sink.freeze().unwrap().unwrap();
+            let mut state = serde_json::to_value(&state).unwrap();
+            edit(state.as_object_mut().unwrap());
+            thaw(serde_json::from_value(state).unwrap(), fds).unwrap()
+        };
+        // A thousand seconds of debt.
+        assert!(after(|_| {}).is_holding(Stream::Stdout));
+        // An image that did not know of it left none.
+        let before = |state: &mut serde_json::Map<_, _>| {
+            state.remove("tokens");
+            state.remove("dropping");
+        };
+        assert!(!after(before).is_holding(Stream::Stdout));
     }
 }
