@@ -366,6 +366,39 @@ fn logs_follow_over_a_rotation() {
     place.finish();
 }
 
+/// A first process that does not mind SIGINT does not hold the user for ever, and is not ended.
+#[test]
+fn the_third_interrupt_is_ours() {
+    let place = Place::new("int");
+    let id = unique_id("cli");
+    let (out, err) = (place.dir.join("out"), place.dir.join("err"));
+    let script = "trap '' INT; echo ready; sleep 1000000";
+    let mut child = place
+        .command(&["run", "--id", &id, "--read-only", "--rootfs", root(), "--", "/bin/sh", "-c", script])
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(&out).unwrap())
+        .stderr(fs::File::create(&err).unwrap())
+        .spawn()
+        .unwrap();
+    wait_for("the container to run", || fs::read_to_string(&out).is_ok_and(|t| t == "ready\n"));
+    // Signals that come together are one.
+    let status = eventually("its end", || {
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+        child.try_wait().unwrap().ok_or("it runs")
+    });
+    assert_eq!(status.code(), Some(130));
+    let said = fs::read_to_string(&err).unwrap();
+    assert!(said.contains("interrupted 3 times"), "{said}");
+    assert_eq!(place.json(&["inspect", &id])["status"], "running");
+    place.good(&["rm", "-f", &id]);
+
+    let full = format!("{} version > /dev/full", pintle().display());
+    let out = output_within(Command::new("sh").args(["-c", &full]));
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("write to standard output"), "{}", text(&out.stderr));
+    place.finish();
+}
+
 /// A `logs -f` whose output goes to files.
 struct Follower {
     child: Child,

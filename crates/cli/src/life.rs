@@ -38,6 +38,8 @@ usage: pintle run [options] --rootfs DIR [--] PROGRAM [ARGUMENT...]
       --detach-keys K     keys that leave the session; default ctrl-p,ctrl-q
       --image DIR         restore: directory of the checkpoint
 
+without a terminal, signals are passed on; the third SIGINT leaves the container to itself (exit status 130)
+
 with --rootfs:
   -e, --env NAME=VALUE    environment variable; NAME alone passes ours on
   -w, --cwd DIR           working directory

@@ -26,7 +26,8 @@ impl std::error::Error for Closed {}
 pub(crate) fn print(text: impl AsRef<[u8]>) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_ref()).and_then(|()| out.flush()).map_err(|e| {
-        if e.kind() == std::io::ErrorKind::BrokenPipe { Closed.into() } else { anyhow::Error::from(e) }
+        let closed = e.kind() == std::io::ErrorKind::BrokenPipe;
+        if closed { Closed.into() } else { anyhow::Error::from(e).context("write to standard output") }
     })
 }
 

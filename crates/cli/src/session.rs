@@ -40,6 +40,10 @@ usage: pintle attach [options] ID
       --exec EXEC       attach to this exec instead of the container's first process
 ";
 
+/// SIGINT is passed on so many times less one; the last one is for us, as with docker: the first process of a container
+/// does not die of it unless it has a handler.
+const INTERRUPTS: u32 = 3;
+
 /// How a session ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -47,6 +51,8 @@ pub(crate) enum End {
     Finished,
     /// The user typed the detach keys.
     Detached,
+    /// The user interrupted us again and again, which the process did not mind.
+    Interrupted,
     /// The shim let go of us; the process may run on.
     Dropped(String),
 }
@@ -127,6 +133,7 @@ pub(crate) async fn run(stdio: Stdio, peer: Peer, tty: bool, stdin: bool, keys: 
     };
     tokio::pin!(pumps);
 
+    let mut interrupts = 0;
     let end = loop {
         tokio::select! {
             result = &mut pumps => break match result {
@@ -137,7 +144,15 @@ pub(crate) async fn run(stdio: Stdio, peer: Peer, tty: bool, stdin: bool, keys: 
                 },
             },
             Some(()) = detached.recv() => break End::Detached,
-            Some(number) = signals.recv() => peer.kill(number).await,
+            Some(number) = signals.recv() => {
+                interrupts += u32::from(number == 2);
+                if interrupts == INTERRUPTS {
+                    break End::Interrupted;
+                }
+                // Not waited for: a shim that does not answer must not keep the next signal from us.
+                let peer = peer.clone();
+                tokio::spawn(async move { peer.kill(number).await });
+            }
             Some(()) = window.recv() => {
                 if let (true, Some((columns, rows))) = (tty, terminal::size()) {
                     let _ = control.resize(columns, rows).await;
@@ -203,6 +218,10 @@ pub(crate) fn left(end: &End) -> Option<i32> {
         End::Detached => {
             eprintln!("\r\ndetached");
             Some(0)
+        }
+        End::Interrupted => {
+            eprintln!("pintle: interrupted {INTERRUPTS} times: the process is left to itself");
+            Some(130)
         }
         End::Dropped(why) => {
             eprintln!("pintle: output is lost from here on: {why}");
