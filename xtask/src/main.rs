@@ -13,6 +13,7 @@ mod codegen;
 mod demo;
 mod deny;
 mod dist;
+mod fuzz;
 mod msrv;
 mod newer;
 mod nostd;
@@ -41,6 +42,8 @@ usage: cargo xtask TASK [options]
   bench [--quick] [GROUP...]    measure beside conmon, the Go shim and the floor (docs/measuring.md)
   codegen [--check]             regenerate the protocol crate from /proto (or compare)
   dist                          static release programs under their installed names, in target/dist
+  fuzz [--seconds N] [--sanitizer none|address] [--list] [TARGET...]
+                                search with the fuzz targets (60 s each; needs nightly and cargo-fuzz)
   msrv                          check what is shipped with the pinned Rust, and package what is published
   nostd                         build the core for a machine without an operating system
   tidy                          house rules that neither the compiler nor clippy knows
@@ -65,6 +68,7 @@ fn dispatch(task: &str, args: Vec<std::ffi::OsString>) -> Result<()> {
         "demo" => demo::run(args),
         "deny" => deny::run(args),
         "dist" => dist::run(args),
+        "fuzz" => fuzz::run(args),
         "msrv" => msrv::run(args),
         "nostd" => nostd::run(args),
         "spec-check" => spec::run(args),

@@ -15,6 +15,7 @@ pub mod flat_toml;
 pub mod goflag;
 pub mod journal;
 pub mod jsonlog;
+pub mod life;
 pub mod line;
 pub mod logread;
 pub mod notify;

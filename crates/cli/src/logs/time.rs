@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
+use pintle_client::oci::Timestamp;
 
 use crate::args::{self, usage};
 
@@ -40,36 +41,9 @@ fn span(value: &str) -> Option<Duration> {
     Some(sum).filter(|_| !value.is_empty())
 }
 
-/// Reads an RFC 3339 time.
+/// Reads an RFC 3339 time; a space may stand for its `T`.
 pub(super) fn timestamp(text: &str) -> Option<SystemTime> {
-    let number = |from: usize, to: usize| text.get(from..to)?.parse::<i64>().ok();
-    let (y, m, d) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let (h, min, s) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    if !(1..=12).contains(&m) || !(1..=31).contains(&d) || !matches!(text.as_bytes()[10], b'T' | b't' | b' ')
-    {
-        return None;
-    }
-    let rest = text.get(19..)?;
-    let fraction: String =
-        rest.strip_prefix('.').unwrap_or("").chars().take_while(char::is_ascii_digit).collect();
-    let zone = if fraction.is_empty() { rest } else { &rest[1 + fraction.len()..] };
-    let offset = match zone.as_bytes() {
-        b"Z" | b"z" => 0,
-        [sign @ (b'+' | b'-'), _, _, b':', _, _] => {
-            let minutes = zone.get(1..3)?.parse::<i64>().ok()? * 60 + zone.get(4..6)?.parse::<i64>().ok()?;
-            if *sign == b'-' { -minutes } else { minutes }
-        }
-        _ => return None,
-    };
-    // Days since 1970-01-01, with years that begin in March.
-    let y = if m <= 2 { y - 1 } else { y };
-    let era = y.div_euclid(400);
-    let of_era = y.rem_euclid(400);
-    let of_year = (153 * ((m + 9) % 12) + 2) / 5 + d - 1;
-    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468;
-    let seconds = days * 86_400 + h * 3600 + min * 60 + s - offset * 60;
-    let nanos: u32 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
-    Some(UNIX_EPOCH + Duration::new(u64::try_from(seconds).ok()?, nanos))
+    text.replacen(' ', "T", 1).parse::<Timestamp>().ok().map(SystemTime::from)
 }
 
 #[cfg(test)]
@@ -85,7 +59,14 @@ mod tests {
         assert_eq!(timestamp("2026-11-27T03:42:00+01:00"), Some(t));
         assert_eq!(timestamp(T), Some(t + Duration::from_nanos(1)));
         assert_eq!(timestamp("2026-11-27T02:42:00.5Z"), Some(t + Duration::from_millis(500)));
-        for bad in ["", "10m", "2026-13-27T02:42:00Z", "2026-11-27T02:42:00", "2026-11-27é02:42:00Z"] {
+        for bad in [
+            "",
+            "10m",
+            "2026-13-27T02:42:00Z",
+            "2026-11-27T02:42:00",
+            "2026-11-27é02:42:00Z",
+            "2026x01x31T99:99:99Z",
+        ] {
             assert_eq!(timestamp(bad), None, "{bad}");
         }
     }

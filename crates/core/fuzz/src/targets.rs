@@ -43,6 +43,7 @@ pub const ALL: &[Target] = &[
     ("sync", sync),
     ("rate", rate),
     ("jsonlog", jsonlog),
+    ("life", life),
 ];
 
 /// Command lines, arguments separated by NUL.
@@ -330,6 +331,100 @@ pub fn oom(data: &[u8]) {
         let parent = MemoryEvents { oom: bytes[2].into(), ..MemoryEvents::default() };
         std::hint::black_box(counter.observe(own, (bytes[2] % 2 == 0).then_some(parent)));
         std::hint::black_box(counter.verdict(bytes[0] % 2 == 0));
+    }
+}
+
+/// The life of a container as a list of events, from any number of observers, with hand-overs in between: what is told of it
+/// reads like one life, whatever the order in which it was seen.
+pub fn life(data: &[u8]) {
+    use pintle_core::life::{Call, Life, Status, Step};
+    const STEPS: [Step; 8] = [
+        Step::Created,
+        Step::Restored,
+        Step::Started,
+        Step::Paused,
+        Step::Resumed,
+        Step::Died,
+        Step::Ended,
+        Step::Deleted,
+    ];
+    const CALLS: [Call; 7] =
+        [Call::Create, Call::Start, Call::Exec, Call::Pause, Call::Resume, Call::Update, Call::Checkpoint];
+    let mut life = Life::default();
+    let mut told: Vec<Step> = Vec::new();
+    let mut died = false;
+    for byte in data {
+        let was = life.status();
+        match usize::from(byte & 0xf) {
+            n @ 0..8 => {
+                let step = STEPS[n];
+                let news = life.take(step);
+                if news {
+                    told.push(step);
+                } else {
+                    assert!(
+                        life.status() == was || step == Step::Died,
+                        "{step:?} was no news and changed {was:?}"
+                    );
+                }
+                died |= step == Step::Died && !matches!(was, Status::Creating | Status::Deleted);
+                // Once more is no news.
+                assert!(!life.take(step));
+            }
+            // A successor knows what its predecessor has written down: status, start and end.
+            8 => {
+                let has = |step| told.contains(&step);
+                life = Life::resume(was, has(Step::Started) || has(Step::Restored), has(Step::Ended));
+                assert_eq!(life.status(), was);
+            }
+            n => {
+                let call = CALLS[n - 9];
+                // Nothing may be asked of a container whose process is gone, or that is not there yet.
+                let alive = matches!(was, Status::Created | Status::Running | Status::Paused);
+                assert_eq!(was.allows(call) && call != Call::Create, alive && was.allows(call));
+                assert_eq!(was.allows(Call::Create), told.is_empty());
+            }
+        }
+        assert!(rank(life.status()) >= rank(was), "{:?} after {was:?}", life.status());
+    }
+    // The grammar: created (or restored), started, paused and resumed in turn, ended, deleted; each at most once but for
+    // the pauses; nothing between the end and the deletion.
+    let mut rest = told.iter().copied().peekable();
+    let begun = rest.next_if(|s| matches!(s, Step::Created | Step::Restored));
+    let runs = begun == Some(Step::Restored) || begun.is_some() && rest.next_if_eq(&Step::Started).is_some();
+    let mut paused = false;
+    while let Some(step) = rest.next_if(|s| matches!(s, Step::Paused | Step::Resumed)) {
+        assert!(runs && (step == Step::Paused) != paused, "{told:?}");
+        paused = step == Step::Paused;
+    }
+    let ended = rest.next_if_eq(&Step::Ended).is_some();
+    let deleted = rest.next_if_eq(&Step::Deleted).is_some();
+    assert_eq!(rest.next(), None, "{told:?}");
+    let expected = match (deleted, ended || died, runs, begun) {
+        (true, ..) => Status::Deleted,
+        (_, true, ..) => Status::Stopped,
+        (.., true, _) => {
+            if paused {
+                Status::Paused
+            } else {
+                Status::Running
+            }
+        }
+        (.., Some(_)) => Status::Created,
+        (.., None) => Status::Creating,
+    };
+    assert_eq!(life.status(), expected, "{told:?}");
+}
+
+/// Statuses in the order of a life; frozen and running are as far.
+fn rank(status: pintle_core::life::Status) -> u8 {
+    use pintle_core::life::Status::{Created, Creating, Deleted, Paused, Running, Stopped};
+    match status {
+        Creating => 0,
+        Created => 1,
+        Running | Paused => 2,
+        Stopped => 3,
+        Deleted => 4,
     }
 }
 

@@ -5,7 +5,7 @@
 //! ends is taken from the kernel; where that cannot tell, the record says so.
 
 use super::cgroup::Cgroups;
-use super::container::{Container, Status};
+use super::container::Container;
 use super::events::EventKind;
 use super::failure::Failure;
 use super::hub::{Hub, HubConfig};
@@ -20,6 +20,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use pintle_core::cgroup::OomCounter;
 use pintle_core::exit::{Exit, UnknownReason, WaitStatus};
+use pintle_core::life::{Life, Status, Step};
 use pintle_core::line::Stream;
 use pintle_core::runtime::RuntimeOp;
 use pintle_core::wall::WallTime;
@@ -65,7 +66,7 @@ pub async fn adopt(id: &str, dir: &Path, reaper: Reaper) -> Result<Arc<Container
         inner.created_at = time(state.created_at);
         inner.started_at = time(state.started_at);
         inner.pipes = (state.stdout_inode, state.stderr_inode);
-        inner.status = Status::Running;
+        inner.life = Life::resume(Status::Running, inner.started_at.is_some(), false);
     }
     // A start under way changes what is asked below.
     settle_runtime_calls(dir, false).await;
@@ -78,7 +79,7 @@ pub async fn adopt(id: &str, dir: &Path, reaper: Reaper) -> Result<Arc<Container
         known = Some(record);
     }
     if let Some(record) = known {
-        container.lock().status = Status::Stopped;
+        container.lock().life.take(Step::Ended);
         container.ended.send_replace(Some(record));
         container.save();
         return Ok(container);
@@ -109,7 +110,7 @@ pub async fn adopt(id: &str, dir: &Path, reaper: Reaper) -> Result<Arc<Container
     let status = status_of(&runtime).await.unwrap_or(Status::Running);
     {
         let mut inner = container.lock();
-        inner.status = status;
+        inner.life = Life::resume(status, status != Status::Created, false);
         inner.pidfd = Some(Arc::new(pidfd));
         inner.cgroups = cgroups;
         inner.oom = oom;

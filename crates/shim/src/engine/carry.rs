@@ -2,7 +2,7 @@
 //! (docs/adr/0012-live-upgrade.md).
 
 use super::cgroup::Cgroups;
-use super::container::{Container, Status};
+use super::container::Container;
 use super::events::{Event, EventKind, EventRing};
 use super::exec::{Exec, follow, names_from, next_name};
 use super::handover::HubState;
@@ -12,6 +12,7 @@ use super::reap::{Ended, ExitWatch, Reaper};
 use super::runtime::RuntimeCli;
 use super::spec::CreateSpec;
 use pintle_core::cgroup::{OomCounter, OomVerdict};
+use pintle_core::life::{Life, Status};
 use pintle_core::record::ExitRecord;
 use pintle_core::wall::{MonoTime, WallTime};
 use pintle_sys::clock;
@@ -24,11 +25,24 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// How a status is written.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Status")]
+enum StatusName {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+    Deleted,
+}
+
 /// A container without its descriptors; those are named by their position in a list beside it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct CarriedContainer {
     id: String,
     dir: PathBuf,
+    #[serde(with = "StatusName")]
     status: Status,
     spec: Option<CreateSpec>,
     terminal: bool,
@@ -202,7 +216,7 @@ impl Container {
         Ok(CarriedContainer {
             id: self.id.clone(),
             dir: self.dir.clone(),
-            status: inner.status,
+            status: inner.life.status(),
             spec: inner.spec.clone(),
             terminal: inner.facts.terminal,
             pid: inner.pid,
@@ -275,7 +289,8 @@ impl Container {
         let mut running = Vec::new();
         {
             let mut inner = container.lock();
-            inner.status = carried.status;
+            let started = carried.started_at != 0;
+            inner.life = Life::resume(carried.status, started, exit.is_some());
             if let Some(spec) = &carried.spec {
                 inner.facts = spec.facts();
                 let config = spec.runtime_config(&carried.dir);

@@ -20,6 +20,7 @@ use super::runtime::{RunIo, RuntimeCli};
 use super::spec::{BundleFacts, CreateSpec};
 use super::stdio;
 use super::stop::StopHandle;
+use pintle_core::life::{Call, Life, Step};
 use pintle_core::record::ExitRecord;
 use pintle_core::runtime::RuntimeOp;
 use pintle_core::wall::WallTime;
@@ -36,27 +37,10 @@ use tokio::sync::watch;
 /// How long after an OOM kill init is looked at: a killed one has ended by then, or is about to.
 const OOM_SETTLES: std::time::Duration = std::time::Duration::from_millis(250);
 
-/// Status of a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-pub enum Status {
-    /// Nothing asked for yet, or create is running.
-    Creating,
-    /// Created, not started.
-    Created,
-    /// Started.
-    Running,
-    /// Frozen.
-    Paused,
-    /// Ended.
-    Stopped,
-    /// Deleted.
-    Deleted,
-}
-
 /// What is known about a container that exists.
 pub struct Inner {
-    /// Status.
-    pub status: Status,
+    /// Where it is in its life.
+    pub life: Life,
     /// The request that made it; `None` before create.
     pub spec: Option<CreateSpec>,
     /// What of config.json matters.
@@ -141,7 +125,7 @@ impl Container {
             reaper,
             events,
             inner: Mutex::new(Inner {
-                status: Status::Creating,
+                life: Life::default(),
                 spec: None,
                 facts: BundleFacts::default(),
                 pid: 0,
@@ -198,17 +182,16 @@ impl Container {
         Failure::precondition(self.id.as_str(), format!("container {} has not been created", self.id))
     }
 
-    /// Fails unless the status is one of `allowed`.
-    pub(super) fn require(&self, what: &str, allowed: &[Status]) -> Result<(), Failure> {
+    /// Fails unless this may be asked for now.
+    pub(super) fn require(&self, call: Call) -> Result<(), Failure> {
         self.look();
-        let status = self.lock().status;
-        if allowed.contains(&status) {
+        let status = self.lock().life.status();
+        if status.allows(call) {
             return Ok(());
         }
-        let word = format!("{status:?}").to_ascii_lowercase();
         Err(Failure::precondition(
             self.id.as_str(),
-            format!("cannot {what}: container {} is {word}", self.id),
+            format!("cannot {}: container {} is {}", call.as_str(), self.id, status.as_str()),
         ))
     }
 
@@ -248,7 +231,7 @@ impl Container {
     ) -> Result<(i32, u64), Failure> {
         let _active = self.activity.read().await;
         let _operation = self.operation.lock().await;
-        self.require("create", &[Status::Creating])?;
+        self.require(Call::Create)?;
         if self.lock().spec.is_some() {
             let message = format!("container {} exists already", self.id);
             return Err(Failure::new(FailureKind::AlreadyExists, self.id.as_str(), message));
@@ -290,7 +273,7 @@ impl Container {
         }
         {
             let mut inner = self.lock();
-            inner.status = if restored { Status::Running } else { Status::Created };
+            inner.life.take(if restored { Step::Restored } else { Step::Created });
             inner.spec = Some(spec.clone());
             inner.facts = facts;
             inner.pid = pid;
@@ -410,7 +393,7 @@ impl Container {
     pub async fn start(self: &Arc<Self>) -> Result<WallTime, Failure> {
         let _active = self.activity.read().await;
         let _operation = self.operation.lock().await;
-        self.require("start", &[Status::Created])?;
+        self.require(Call::Start)?;
         let runtime = self.runtime()?;
         let _starting = self.starting.lock().await;
         // Before it, so that no end is earlier than its start.
@@ -418,9 +401,7 @@ impl Container {
         runtime.run(&RuntimeOp::Start, RunIo::default()).await?;
         let pid = {
             let mut inner = self.lock();
-            if inner.status == Status::Created {
-                inner.status = Status::Running;
-            }
+            inner.life.take(Step::Started);
             inner.started_at = Some(now);
             inner.pid
         };

@@ -1,11 +1,12 @@
 //! Operations on a container that exists: signals, freezing, limits, checkpoint, deletion.
 
-use super::container::{Checkpoint, Container, Status};
+use super::container::{Checkpoint, Container};
 use super::events::EventKind;
 use super::failure::{Failure, FailureKind};
 use super::runtime::RunIo;
 use super::stats::Stats;
 use super::{persist, stop, tree};
+use pintle_core::life::{Call, Status, Step};
 use pintle_core::record::ExitRecord;
 use pintle_core::runtime::RuntimeOp;
 use pintle_sys::process;
@@ -54,7 +55,7 @@ impl Container {
         let signal = check_signal(signal)?;
         let (pidfd, cgroups, status) = {
             let inner = self.lock();
-            (inner.pidfd.clone(), inner.cgroups.clone(), inner.status)
+            (inner.pidfd.clone(), inner.cgroups.clone(), inner.life.status())
         };
         let Some(pidfd) = pidfd else { return Err(self.not_created()) };
         if signal == libc::SIGKILL {
@@ -87,9 +88,9 @@ impl Container {
     pub async fn pause(&self) -> Result<(), Failure> {
         let _active = self.activity.read().await;
         let _operation = self.operation.lock().await;
-        self.require("pause", &[Status::Running])?;
+        self.require(Call::Pause)?;
         self.runtime()?.run(&RuntimeOp::Pause, RunIo::default()).await?;
-        self.change(Status::Running, Status::Paused, EventKind::Paused);
+        self.change(Step::Paused, EventKind::Paused);
         Ok(())
     }
 
@@ -100,20 +101,19 @@ impl Container {
     pub async fn resume(&self) -> Result<(), Failure> {
         let _active = self.activity.read().await;
         let _operation = self.operation.lock().await;
-        self.require("resume", &[Status::Paused])?;
+        self.require(Call::Resume)?;
         self.runtime()?.run(&RuntimeOp::Resume, RunIo::default()).await?;
-        self.change(Status::Paused, Status::Running, EventKind::Resumed);
+        self.change(Step::Resumed, EventKind::Resumed);
         Ok(())
     }
 
-    /// Tells a change of status, if that has not been told and the container has not ended.
-    pub(super) fn change(&self, from: Status, to: Status, kind: EventKind) {
+    /// Tells a step, if that is news.
+    pub(super) fn change(&self, step: Step, kind: EventKind) {
         let pid = {
             let mut inner = self.lock();
-            if inner.status != from {
+            if !inner.life.take(step) {
                 return;
             }
-            inner.status = to;
             inner.pid
         };
         self.save();
@@ -130,7 +130,7 @@ impl Container {
         }
         let _active = self.activity.read().await;
         let _operation = self.operation.lock().await;
-        self.require("update", &[Status::Created, Status::Running, Status::Paused])?;
+        self.require(Call::Update)?;
         let runtime = self.runtime()?;
         let path = runtime.scratch_path("resources");
         persist::write_visible(&path, resources.as_bytes(), 0o600)
@@ -154,7 +154,7 @@ impl Container {
     pub fn stats(&self) -> Result<Stats, Failure> {
         let (pid, status) = {
             let inner = self.lock();
-            (inner.pid, inner.status)
+            (inner.pid, inner.life.status())
         };
         if pid == 0 {
             return Err(self.not_created());
@@ -170,7 +170,7 @@ impl Container {
     pub async fn checkpoint(&self, to: Checkpoint, leave_running: bool) -> Result<(), Failure> {
         let _active = self.activity.read().await;
         let _operation = self.operation.lock().await;
-        self.require("checkpoint", &[Status::Running, Status::Paused])?;
+        self.require(Call::Checkpoint)?;
         let runtime = self.runtime()?;
         let op = RuntimeOp::Checkpoint {
             image_path: to.image_path.as_os_str().as_bytes().to_vec(),
@@ -186,7 +186,7 @@ impl Container {
 
     /// Whether a create or restore is under way.
     pub fn is_being_created(&self) -> bool {
-        self.lock().status == Status::Creating && self.operation.try_lock().is_err()
+        self.lock().life.status() == Status::Creating && self.operation.try_lock().is_err()
     }
 
     /// Waits for a create that is under way: what it makes a moment later would stay for ever.
@@ -204,7 +204,7 @@ impl Container {
         self.created_or_failed().await;
         let (status, exists) = {
             let inner = self.lock();
-            (inner.status, inner.pidfd.is_some() || inner.spec.is_some())
+            (inner.life.status(), inner.pidfd.is_some() || inner.spec.is_some())
         };
         self.refuse_if_deleted()?;
         if exists && self.exit().is_none() {
@@ -212,8 +212,7 @@ impl Container {
                 // It may have ended a moment ago with its rundown still under way; that is worth the wait.
                 let gone = self.lock().pidfd.as_ref().is_some_and(|p| p.has_ended());
                 if !gone {
-                    let word = format!("{status:?}").to_ascii_lowercase();
-                    let message = format!("cannot delete: container {} is {word}", self.id);
+                    let message = format!("cannot delete: container {} is {}", self.id, status.as_str());
                     return Err(Failure::precondition(self.id.as_str(), message));
                 }
             } else {
@@ -230,14 +229,14 @@ impl Container {
         }
         // Before it counts as deleted, so that a caller may try again.
         persist::remove_dir(&self.dir).map_err(|e| Failure::file("remove", &self.dir, &e))?;
-        self.lock().status = Status::Deleted;
+        self.lock().life.take(Step::Deleted);
         let exit = self.exit();
         self.events.push(EventKind::Deleted, "", self.lock_pid(), exit.clone(), &[]);
         Ok(exit)
     }
 
     fn refuse_if_deleted(&self) -> Result<(), Failure> {
-        if self.lock().status != Status::Deleted {
+        if self.lock().life.status() != Status::Deleted {
             return Ok(());
         }
         let message = format!("container {} is deleted", self.id);

@@ -1,7 +1,7 @@
 //! Further processes in a running container.
 
 use super::attach::AttachOptions;
-use super::container::{Container, Status, bind_console, receive_console};
+use super::container::{Container, bind_console, receive_console};
 use super::events::EventKind;
 use super::failure::{Failure, FailureKind};
 use super::hub::{Hub, HubConfig};
@@ -12,6 +12,7 @@ use super::spec::{ExecSpec, check_id};
 use super::tree::{self, ExecCgroup};
 use super::{control, persist, stdio};
 use pintle_core::cgroup::OomVerdict;
+use pintle_core::life::Call;
 use pintle_core::record::ExitRecord;
 use pintle_core::runtime::RuntimeOp;
 use pintle_core::wall::WallTime;
@@ -179,7 +180,7 @@ impl Container {
     }
 
     pub(super) fn check_exec_possible(&self) -> Result<(RuntimeCli, PathBuf, Vec<String>), Failure> {
-        self.require("exec", &[Status::Running])?;
+        self.require(Call::Exec)?;
         let runtime = self.runtime()?;
         let inner = self.lock();
         if inner.stop.is_some() {

@@ -34,6 +34,8 @@ pub const CALLS_MAX: usize = 768;
 pub const OUTPUT_TOTAL: u64 = 64 * 1024 * 1024;
 /// How long output of left-over processes is waited for after the end.
 const LINGER: Duration = Duration::from_millis(500);
+/// The most that a pipe of ours holds (pipe(7)).
+const PIPE_MAX: usize = 64 * 1024;
 
 /// Bytes of output that are in memory now, of all calls.
 static HELD: AtomicU64 = AtomicU64::new(0);
@@ -256,9 +258,15 @@ async fn linger(out: &mut Reader, err: &mut Reader, output: &Output, killed: boo
     let end = Instant::now() + if killed { LINGER / 2 } else { LINGER };
     while out.fd.is_some() || err.fd.is_some() {
         tokio::select! {
+            biased;
+            () = tokio::time::sleep_until(end) => {
+                // A busy shim may come here late, for the first time.
+                out.rest(output);
+                err.rest(output);
+                return;
+            }
             () = out.fill(output) => {}
             () = err.fill(output) => {}
-            () = tokio::time::sleep_until(end) => return,
         }
     }
 }
@@ -299,17 +307,57 @@ impl Reader {
             },
         };
         match read {
-            Ok(n) if n > 0 => {
-                let room = output.max.saturating_sub(output.held.0.load(Ordering::Relaxed));
-                let take = output.held.take(room.min(n as u64)) as usize;
-                if take < n {
-                    output.truncated.store(true, Ordering::Relaxed);
-                }
-                self.bytes.extend_from_slice(&buffer[..take]);
-            }
+            Ok(n) if n > 0 => self.keep(&buffer[..n], output),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             // A terminal whose last user is gone says EIO instead of an end of file.
             _ => self.fd = None,
+        }
+    }
+
+    /// What is there now; of one that never stops writing, not more than a pipe holds.
+    fn rest(&mut self, output: &Output) {
+        let mut buffer = [0u8; 16 * 1024];
+        for _ in 0..PIPE_MAX / buffer.len() {
+            let Some(fd) = &self.fd else { return };
+            match nix::unistd::read(fd.get_ref(), &mut buffer) {
+                Ok(n) if n > 0 => self.keep(&buffer[..n], output),
+                Err(nix::errno::Errno::EINTR) => {}
+                _ => return,
+            }
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8], output: &Output) {
+        let room = output.max.saturating_sub(output.held.0.load(Ordering::Relaxed));
+        let take = output.held.take(room.min(bytes.len() as u64)) as usize;
+        if take < bytes.len() {
+            output.truncated.store(true, Ordering::Relaxed);
+        }
+        self.bytes.extend_from_slice(&bytes[..take]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shim that is busy for longer than output is waited for still takes what is there.
+    #[test]
+    fn what_is_there_is_read_however_late() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for _ in 0..4 {
+            runtime.block_on(async {
+                let output =
+                    Output { held: Held::default(), max: OUTPUT_LIMIT, truncated: AtomicBool::new(false) };
+                let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+                let (mut out, mut err) = (Reader::default(), Reader::new(Some(read)).unwrap());
+                nix::unistd::write(&write, b"no luck\n").unwrap();
+                let busy = async { std::thread::sleep(LINGER) };
+                tokio::join!(linger(&mut out, &mut err, &output, true), busy);
+                assert_eq!(err.bytes, b"no luck\n");
+                // The stream is still open: the end was not what made it be read.
+                drop(write);
+            });
         }
     }
 }

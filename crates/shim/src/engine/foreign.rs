@@ -1,7 +1,7 @@
 //! Containers that a door creates, starts and ends by the rules of its callers: the engine only shows them.
 
 use super::cgroup::Cgroups;
-use super::container::{Container, Status};
+use super::container::Container;
 use super::events::EventKind;
 use super::hub::Hub;
 use super::oom::OomWatch;
@@ -10,6 +10,7 @@ use super::runtime::RuntimeCli;
 use super::spec::{BundleFacts, CreateSpec, RuntimeSpec};
 use pintle_core::cgroup::OomVerdict;
 use pintle_core::exit::Exit;
+use pintle_core::life::{Status, Step};
 use pintle_core::record::ExitRecord;
 use pintle_sys::pidfd::PidFd;
 use pintle_sys::{clock, process};
@@ -77,7 +78,7 @@ impl Container {
         let runtime = RuntimeCli::new(spec.runtime_config(&self.dir), self.reaper.clone(), self.id.as_str());
         {
             let mut inner = self.lock();
-            inner.status = if restored { Status::Running } else { Status::Created };
+            inner.life.take(if restored { Step::Restored } else { Step::Created });
             inner.spec = Some(spec);
             inner.facts = BundleFacts { terminal, ..BundleFacts::default() };
             inner.pid = pid;
@@ -106,7 +107,7 @@ impl Container {
         // Most are started at once; one that waits for a long time is not worth many wake-ups.
         for round in 0u32.. {
             self.look();
-            if self.lock().status != Status::Created || self.exit().is_some() {
+            if self.lock().life.status() != Status::Created || self.exit().is_some() {
                 return;
             }
             let pause = if round < 50 { Duration::from_millis(100) } else { Duration::from_secs(2) };
@@ -120,37 +121,30 @@ impl Container {
         let (mark, pid, pidfd, status, cgroups) = {
             let inner = self.lock();
             let (Some(mark), Some(pidfd)) = (inner.start_mark.clone(), inner.pidfd.clone()) else { return };
-            (mark, inner.pid, pidfd, inner.status, inner.cgroups.clone())
+            (mark, inner.pid, pidfd, inner.life.status(), inner.cgroups.clone())
         };
         // Seen before the end is asked for: what is gone executes nothing, and its pid may be another's.
         let started = status == Status::Created && mark.started(pid);
         let frozen = cgroups.frozen();
         if pidfd.has_ended() {
-            let mut inner = self.lock();
-            if inner.status != Status::Deleted {
-                inner.status = Status::Stopped;
-            }
+            self.lock().life.take(Step::Died);
             return;
         }
         if started {
             self.show_started();
         }
-        let now = self.lock().status;
-        match (now, frozen) {
-            (Status::Running, Some(true)) => self.change(now, Status::Paused, EventKind::Paused),
-            (Status::Paused, Some(false)) => self.change(now, Status::Running, EventKind::Resumed),
-            _ => {}
+        match frozen {
+            Some(true) => self.change(Step::Paused, EventKind::Paused),
+            Some(false) => self.change(Step::Resumed, EventKind::Resumed),
+            None => {}
         }
     }
 
     fn show_started(&self) {
         let pid = {
             let mut inner = self.lock();
-            if inner.started_at.is_some() {
+            if !inner.life.take(Step::Started) {
                 return;
-            }
-            if inner.status == Status::Created {
-                inner.status = Status::Running;
             }
             inner.started_at = Some(clock::wall());
             inner.pid
@@ -180,7 +174,9 @@ impl Container {
         }
         let record = {
             let mut inner = self.lock();
-            inner.status = Status::Stopped;
+            if !inner.life.take(Step::Ended) {
+                return;
+            }
             inner.stop = None;
             inner.oom = None;
             ExitRecord {

@@ -1,7 +1,8 @@
 //! The state directory of a container.
 
-use super::container::{Container, Status};
+use super::container::Container;
 use super::spec::CreateSpec;
+use pintle_core::life::Status;
 use pintle_core::wall::WallTime;
 use pintle_sys::atomic::{Durability, write};
 use pintle_sys::{clock, process};
@@ -65,18 +66,6 @@ fn nanos(time: Option<WallTime>) -> i64 {
     time.map_or(0, WallTime::unix_nanos)
 }
 
-/// A status as written in `state.json`.
-pub fn status_word(status: Status) -> &'static str {
-    match status {
-        Status::Creating => "creating",
-        Status::Created => "created",
-        Status::Running => "running",
-        Status::Paused => "paused",
-        Status::Stopped => "stopped",
-        Status::Deleted => "deleted",
-    }
-}
-
 /// The state of a container as a document.
 pub fn document(container: &Container) -> StateFile {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
@@ -90,7 +79,7 @@ pub fn document(container: &Container) -> StateFile {
         shim_pid: own,
         shim_pid_start: process::start_time(own),
         boot_id: clock::boot_id(),
-        status: status_word(inner.status).to_owned(),
+        status: inner.life.status().as_str().to_owned(),
         pid: inner.pid,
         pid_start: inner.pid_start,
         bundle: spec.as_ref().map(|s| s.bundle.display().to_string()).unwrap_or_default(),
@@ -110,7 +99,7 @@ pub fn document(container: &Container) -> StateFile {
 /// # Errors
 /// As writing a file.
 pub fn save(container: &Container) -> io::Result<()> {
-    if container.lock().status == Status::Deleted {
+    if container.lock().life.status() == Status::Deleted {
         return Ok(());
     }
     let bytes = serde_json::to_vec(&document(container)).map_err(io::Error::other)?;

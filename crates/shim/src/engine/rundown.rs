@@ -1,6 +1,6 @@
 //! The end of a container, from top to bottom. Every step runs even where an earlier one failed.
 
-use super::container::{Container, Status};
+use super::container::Container;
 use super::events::EventKind;
 use super::failpoint::reached;
 use super::log::LossCause;
@@ -8,6 +8,7 @@ use super::pump::DrainPolicy;
 use super::reap::Ended;
 use super::record::{write_ending, write_exit_record};
 use super::{persist, tree};
+use pintle_core::life::Step;
 use pintle_core::record::ExitRecord;
 use pintle_sys::clock;
 use std::process::{Command, Stdio};
@@ -101,18 +102,18 @@ pub async fn run(container: &Arc<Container>, ended: Ended) {
         }
     }
     reached("exit-file-written");
-    {
+    let news = {
         let mut inner = container.lock();
-        if inner.status != Status::Deleted {
-            inner.status = Status::Stopped;
-        }
         inner.stop = None;
         // Its descriptors are of no use any more.
         inner.oom = None;
-    }
+        inner.life.take(Step::Ended)
+    };
     container.save();
     reached("saved");
-    container.events.push(EventKind::Exited, "", pid, Some(record.clone()), &[]);
+    if news {
+        container.events.push(EventKind::Exited, "", pid, Some(record.clone()), &[]);
+    }
     container.ended.send_replace(Some(record));
     reached("told");
     run_exit_command(container, &spec.exit_command);

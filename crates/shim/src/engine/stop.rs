@@ -1,9 +1,11 @@
 //! Stopping: the stop signal, and SIGKILL when the time is up. A later caller may shorten the time, never lengthen it.
 
-use super::container::{Container, Status};
+use super::container::Container;
+use super::events::EventKind;
 use super::failure::Failure;
 use super::runtime::RunIo;
 use super::{control, tree};
+use pintle_core::life::{Status, Step};
 use pintle_core::record::ExitRecord;
 use pintle_core::runtime::RuntimeOp;
 use std::sync::Arc;
@@ -43,7 +45,7 @@ impl Container {
                 drop(inner);
                 return Err(self.not_created());
             }
-            if matches!(inner.status, Status::Stopped | Status::Deleted) {
+            if matches!(inner.life.status(), Status::Stopped | Status::Deleted) {
                 return Ok(());
             }
             if let Some(stop) = &inner.stop {
@@ -84,7 +86,7 @@ async fn run(container: Arc<Container>, mut deadline: watch::Receiver<Instant>) 
     container.look();
     let (pidfd, status, signal) = {
         let inner = container.lock();
-        (inner.pidfd.clone(), inner.status, inner.stop.as_ref().and_then(|s| s.unsent))
+        (inner.pidfd.clone(), inner.life.status(), inner.stop.as_ref().and_then(|s| s.unsent))
     };
     let Some(pidfd) = pidfd else { return };
     // A process that is not started yet is the runtime's own: it has no handler and nothing to save.
@@ -119,10 +121,7 @@ async fn run(container: Arc<Container>, mut deadline: watch::Receiver<Instant>) 
 async fn thaw(container: &Arc<Container>) {
     if let Ok(runtime) = container.runtime() {
         if runtime.run(&RuntimeOp::Resume, RunIo::default()).await.is_ok() {
-            let mut inner = container.lock();
-            if inner.status == Status::Paused {
-                inner.status = Status::Running;
-            }
+            container.change(Step::Resumed, EventKind::Resumed);
         }
     }
 }
@@ -136,7 +135,7 @@ pub(super) async fn kill_hard(container: &Arc<Container>) {
     loop {
         let (pidfd, cgroups, paused) = {
             let inner = container.lock();
-            (inner.pidfd.clone(), inner.cgroups.clone(), inner.status == Status::Paused)
+            (inner.pidfd.clone(), inner.cgroups.clone(), inner.life.status() == Status::Paused)
         };
         let Some(pidfd) = pidfd else { return };
         let _ = pidfd.signal(libc::SIGKILL);

@@ -1,6 +1,6 @@
 //! Between the engine's terms and the wire.
 
-use crate::engine::container::{Container, Status};
+use crate::engine::container::Container;
 use crate::engine::events::{Event, EventKind};
 use crate::engine::exec::Exec;
 use crate::engine::failure::{Failure, FailureKind};
@@ -9,6 +9,7 @@ use crate::engine::spec::{CreateSpec, LogSpec, RuntimeSpec};
 use crate::engine::stats::Stats;
 use pintle_core::cgroup::OomVerdict;
 use pintle_core::exit::Exit;
+use pintle_core::life::Status;
 use pintle_core::record::ExitRecord;
 use pintle_core::wall::WallTime;
 use pintle_proto::monitor as wire;
@@ -256,7 +257,7 @@ pub(super) fn state(container: &Container) -> wire::StateResponse {
     let log = spec.and_then(|s| s.logs.iter().find(|l| !l.path.as_os_str().is_empty()));
     wire::StateResponse {
         id: container.id.clone(),
-        status: status(inner.status),
+        status: status(inner.life.status()),
         pid: unsigned(inner.pid),
         pid_start: inner.pid_start,
         bundle: spec.map(|s| s.bundle.display().to_string()).unwrap_or_default(),

@@ -7,7 +7,7 @@ use super::convert;
 use super::stdio_sock::Waiting;
 use super::upgrade;
 use crate::engine::attach::{AttachOptions, Framing};
-use crate::engine::container::{Checkpoint, Container, Status};
+use crate::engine::container::{Checkpoint, Container};
 use crate::engine::execsync::OUTPUT_DEFAULT;
 use crate::engine::failure::{Failure, FailureKind};
 use crate::engine::hub::Hub;
@@ -15,6 +15,7 @@ use crate::engine::logs;
 use crate::engine::persist::{STATE_VERSION, VERSION};
 use crate::engine::spec::ExecSpec;
 use async_trait::async_trait;
+use pintle_core::life::Status;
 use pintle_core::wall::WallTime;
 use pintle_proto::monitor as wire;
 use pintle_proto::monitor::service::Monitor;
@@ -243,7 +244,7 @@ impl Monitor for Service {
         loop {
             let events = self.container.events.after(after, EVENTS_PER_ANSWER);
             // Nothing comes after the deletion, but what came before it is told first.
-            if events.is_empty() && self.container.lock().status == Status::Deleted {
+            if events.is_empty() && self.container.lock().life.status() == Status::Deleted {
                 return Ok(());
             }
             for event in events {
