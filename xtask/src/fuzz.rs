@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use crate::sh;
 
 /// The crates with targets.
-const CRATES: [&str; 2] = ["crates/core/fuzz", "crates/shim/fuzz"];
+const CRATES: [&str; 3] = ["crates/client/fuzz", "crates/core/fuzz", "crates/shim/fuzz"];
 /// Building may take this long on top of the search.
 const BUILDING: Duration = Duration::from_secs(1800);
 

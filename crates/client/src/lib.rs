@@ -25,6 +25,8 @@ mod state_dir;
 mod stdio;
 mod types;
 
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 pub mod oci;
 
 pub use error::{CallError, Error, ErrorKind, Result};

@@ -42,3 +42,10 @@ pub use stats::{CgroupStats, DiskStats};
 pub use store::{ContainerStore, History, MemoryStore};
 pub use streams::{DETACH_KEYS, Streams, TerminalSize};
 pub use time::{ParseTimestampError, Timestamp};
+
+/// For the fuzzer: takes typed input, passes on what is no detach key, says when those are complete.
+#[cfg(any(fuzzing, test))]
+pub(crate) fn fuzz_detach(keys: Vec<u8>) -> impl FnMut(&[u8], &mut Vec<u8>) -> bool {
+    let mut detach = streams::Detach::new(keys);
+    move |input, out| detach.feed(input, out)
+}

@@ -4,6 +4,7 @@
 
 use super::guard::{Guarded, Limits};
 use super::{conmon, containerd, native};
+use crate::engine::spec::{CreateSpec, ExecSpec};
 use crate::engine::stats;
 use async_trait::async_trait;
 use pintle_proto::monitor as wire;
@@ -29,6 +30,7 @@ pub type Target = (&'static str, fn(&[u8]), usize);
 pub const ALL: &[Target] = &[
     ("arguments", arguments, 2_000),
     ("bootstrap", bootstrap, 2_000),
+    ("config", config, 1_000),
     ("create", create, 2_000),
     ("counters", counters, 2_000),
     ("handover", handover, 1_000),
@@ -49,6 +51,38 @@ pub fn bootstrap(data: &[u8]) {
     let _ = containerd::fuzz_options(data);
 }
 
+/// `config.json` in a bundle, and the same bytes as the process of an exec.
+pub fn config(data: &[u8]) {
+    let bundle = std::env::temp_dir().join(format!("pintle-fuzz-{}", std::process::id()));
+    std::fs::create_dir_all(bundle.join("rootfs")).expect("bundle");
+    std::fs::write(bundle.join("config.json"), data).expect("config.json");
+    let spec = CreateSpec { bundle: bundle.clone(), ..CreateSpec::default() };
+    if let Ok(facts) = spec.check() {
+        assert_eq!(facts, spec.facts());
+    }
+    for path in spec.cgroups_paths("id") {
+        assert!(
+            path != "/" && !path.split('/').any(|part| part == ".."),
+            "{path:?} leads out of the hierarchy"
+        );
+    }
+    containerd::fuzz_config(&bundle);
+    let text = String::from_utf8_lossy(data).into_owned();
+    let words = || text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    for exec in [
+        ExecSpec { process_json: text.clone(), ..ExecSpec::default() },
+        ExecSpec { args: words(), env: words(), user: text.clone(), ..ExecSpec::default() },
+        ExecSpec { args: words(), cwd: text.clone(), terminal: true, ..ExecSpec::default() },
+    ] {
+        if let Ok((process, terminal)) = exec.process(&bundle) {
+            let args = process.get("args").and_then(serde_json::Value::as_array);
+            assert!(args.is_some_and(|args| !args.is_empty()), "a process without arguments");
+            assert!(!exec.terminal || terminal);
+        }
+    }
+    let _ = std::fs::remove_dir_all(&bundle);
+}
+
 /// Requests to create a container, from the wire to the engine's terms.
 pub fn create(data: &[u8]) {
     let Ok(request) = wire::CreateRequest::parse_from_bytes(data) else { return };
@@ -57,7 +91,7 @@ pub fn create(data: &[u8]) {
     assert_eq!(spec.logs.len(), logs);
     // What is kept of it can be read again.
     let text = serde_json::to_vec(&spec).expect("state of a container");
-    let again: crate::engine::spec::CreateSpec = serde_json::from_slice(&text).expect("our own state");
+    let again: CreateSpec = serde_json::from_slice(&text).expect("our own state");
     assert_eq!(serde_json::to_vec(&again).expect("state of a container"), text);
 }
 

@@ -94,7 +94,7 @@ pub struct CreateSpec {
 }
 
 /// What of `config.json` matters to the shim.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BundleFacts {
     /// `process.terminal`.
     pub terminal: bool,

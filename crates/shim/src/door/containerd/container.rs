@@ -147,6 +147,16 @@ fn read_spec(bundle: &Bundle) -> Option<Spec> {
     serde_json::from_slice(&fs::read(bundle.config()).ok()?).ok()
 }
 
+/// The specification of a bundle, and its bytes as the options of a mount.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz_config(bundle: &Path) {
+    let bundle = Bundle(bundle.to_path_buf());
+    if let Some(spec) = read_spec(&bundle) {
+        Options::default().look_at_spec(&spec.linux.cgroups_path);
+    }
+    mounts::fuzz(&String::from_utf8_lossy(&fs::read(bundle.config()).unwrap_or_default()));
+}
+
 /// Keeps an id from being created twice at a time.
 struct Reservation {
     shared: Arc<Shared>,

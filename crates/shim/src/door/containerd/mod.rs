@@ -90,3 +90,8 @@ pub(super) fn fuzz_options(input: &[u8]) -> Result<(), String> {
     options::fuzz(input);
     start::fuzz(input)
 }
+
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz_config(bundle: &std::path::Path) {
+    container::fuzz_config(bundle);
+}

@@ -277,6 +277,18 @@ fn mount_point(line: &str) -> Option<PathBuf> {
     Some(PathBuf::from(std::ffi::OsString::from_vec(out)))
 }
 
+/// Options of a mount, separated by commas, and a line of the table of mounts.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(text: &str) {
+    let words: Vec<String> = text.split(',').map(str::to_owned).collect();
+    let parsed = parse(&words);
+    assert!(parsed.data.iter().all(|word| words.contains(word)));
+    if let Some((short, directory)) = shorten(&words) {
+        assert!(short.len() < words.join(",").len() && directory.is_absolute());
+    }
+    let _ = mount_point(text);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
