@@ -178,7 +178,11 @@ impl Chain {
                 }
             }
             for number in (1..=last.saturating_add(2)).rev() {
-                if let Some(file) = self.open(number)? {
+                if let Some(mut file) = self.open(number)? {
+                    // Others were shifted beyond it, if the log was rotated since we looked.
+                    while let Some(older) = self.older(&file)? {
+                        file = older;
+                    }
                     return Ok(Some(file));
                 }
             }
@@ -195,10 +199,14 @@ impl Chain {
         for _ in 0..TRIES {
             let (last, dated) = self.names()?;
             let Some(number) = self.number(of, last) else {
-                let at = dated.iter().position(|path| of.stands_at(path));
-                return at
-                    .and_then(|at| at.checked_sub(1))
-                    .map_or(Ok(None), |at| LogFile::open(dated[at].clone()));
+                if let Some(at) = dated.iter().position(|path| of.stands_at(path)) {
+                    return at.checked_sub(1).map_or(Ok(None), |at| LogFile::open(dated[at].clone()));
+                }
+                if of.file.metadata()?.nlink() == 0 {
+                    return Ok(None);
+                }
+                // It was shifted beyond the numbers that we knew.
+                continue;
             };
             // In the middle of a rotation one number is free.
             for older in [number + 1, number + 2] {
@@ -228,7 +236,7 @@ impl Chain {
                 let generation = of.generation.map(|g| g.plus(1));
                 return Ok(Some(Next { file: LogFile { generation, ..file }, missing: Missing::Files(0) }));
             }
-            if let Some(next) = self.beyond(of, last, watch)? {
+            if let Some(next) = self.beyond(of, watch)? {
                 return Ok(Some(next));
             }
         }
@@ -274,10 +282,10 @@ impl Chain {
 
     /// What follows a file that has no name any more, or one that is none of the log's. None if the log was rotated while
     /// we looked.
-    fn beyond(&self, of: &LogFile, last: u64, watch: &mut Watch) -> io::Result<Option<Next>> {
+    fn beyond(&self, of: &LogFile, watch: &mut Watch) -> io::Result<Option<Next>> {
         let Some(current) = self.open(0)? else { return Ok(None) };
-        // See `current`.
-        self.names()?;
+        // See `current`. The numbers are those of now: as long as this is the current file they grow by one at most.
+        let (last, _) = self.names()?;
         watch.read();
         let newest = watch.generation();
         let between = newest.zip(of.generation).and_then(|(new, old)| new.since(old));

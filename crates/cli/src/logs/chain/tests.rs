@@ -154,3 +154,49 @@ fn nobody_counts() {
     }
     assert_eq!(rest(&chain, first, &mut watch), ("cefgh".into(), 1000));
 }
+
+/// Somebody rotates all the time, and the numbers grow: each file comes once, in order, and none is said to be missing.
+#[test]
+fn a_walk_under_rotation_misses_nothing() {
+    const ROTATIONS: u64 = 150;
+    let dir = Dir::new("walk");
+    dir.write("log", "0");
+    let chain = Chain::new(&dir.0.join("log")).unwrap();
+    let mut watch = Watch::new(&chain);
+    let mut file = chain.current(&mut watch).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 1..=ROTATIONS {
+                dir.rotate(n, &n.to_string());
+            }
+        });
+        let mut wanted = 1;
+        while wanted <= ROTATIONS {
+            let Some(next) = chain.next(&file, &mut watch).unwrap() else {
+                std::thread::yield_now();
+                continue;
+            };
+            assert_eq!((next.missing, text(&next.file)), (Missing::Files(0), wanted.to_string()));
+            file = next.file;
+            wanted += 1;
+        }
+    });
+}
+
+/// A file that still has a name is never taken for one that is gone, however far it was shifted since it was seen.
+#[test]
+fn a_file_that_was_shifted_far_is_not_gone() {
+    let dir = Dir::new("far");
+    dir.write("log", "a");
+    let chain = Chain::new(&dir.0.join("log")).unwrap();
+    let mut watch = Watch::new(&chain);
+    let first = chain.current(&mut watch).unwrap();
+    for text in ["b", "c", "d", "e", "f", "g"] {
+        dir.rotate(10, text);
+    }
+    // Counted, it is found as well.
+    let next = chain.beyond(&first, &mut watch).unwrap().expect("nobody rotates");
+    assert_eq!((next.missing, text(&next.file)), (Missing::Files(0), "b".into()));
+    assert!(chain.older(&first).unwrap().is_none());
+    assert_eq!(rest(&chain, first, &mut watch), ("abcdefg".into(), 0));
+}
