@@ -155,6 +155,13 @@ async fn a_signal_reaches_the_program_and_not_the_runtime_before_it() {
     let exit = exec.wait(Some(Duration::from_secs(60))).await.expect("its end");
     assert!(matches!(exit.reason, ExitReason::Signal { signal: libc::SIGUSR1, .. }), "{exit:?}");
     assert!(!native.path().join("early").exists(), "the runtime was signalled");
+    // One that never executes its program gets the signal in the end.
+    std::fs::remove_file(native.path().join("go")).expect("no go");
+    let exec = c.monitor.exec(&ExecOptions::new(["ignored"])).await.expect("exec");
+    exec.kill(libc::SIGUSR1).await.expect("kill");
+    wait_for("the signal", || native.path().join("early").exists());
+    exec.kill(libc::SIGKILL).await.expect("kill");
+    exec.wait(Some(Duration::from_secs(60))).await.expect("its end");
     c.delete().await;
     native.finish();
 }

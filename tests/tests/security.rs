@@ -502,19 +502,66 @@ async fn clients_cannot_make_the_shim_grow() {
 }
 
 /// A request is held until it is answered, and a wait is answered at the container's end.
+/// A field of protobuf.
+fn field(tag: u8, bytes: &[u8]) -> Vec<u8> {
+    // The length as a varint of five bytes.
+    let mut out = vec![tag];
+    out.extend((0..5).map(|n| (bytes.len() >> (7 * n)) as u8 & 0x7f | if n < 4 { 0x80 } else { 0 }));
+    out.extend_from_slice(bytes);
+    out
+}
+
+/// A request of ttrpc.
+fn request(method: &str, payload: &[u8]) -> Vec<u8> {
+    let service = field(0x0a, b"pintle.monitor.v1.Monitor");
+    [service, field(0x12, method.as_bytes()), field(0x1a, payload)].concat()
+}
+
+/// The frame of a request.
+fn frame(stream: u32, flags: u8, request: &[u8]) -> Vec<u8> {
+    let mut frame = (request.len() as u32).to_be_bytes().to_vec();
+    frame.extend(stream.to_be_bytes());
+    frame.extend([1, flags]);
+    frame.extend_from_slice(request);
+    frame
+}
+
+/// One follower of events too many is refused by name, and the others hear something also where nothing happens.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_are_bounded_and_hear_of_silence() {
+    const MOST: u32 = 64;
+    let native = Native::new("sfol");
+    let c = sleeper(&native).await;
+    let before = c.monitor.poll_events(0, Duration::ZERO).await.expect("events").len();
+    let mut stream = UnixStream::connect(c.monitor.dir().join("monitor.sock")).expect("connect");
+    stream.set_read_timeout(SOON).expect("a limit");
+    for n in 0..=MOST {
+        // Nothing more of the client follows.
+        stream.write_all(&frame(2 * n + 1, 1, &request("Events", b""))).expect("ask");
+    }
+    let mut heard = BTreeMap::<u32, usize>::new();
+    let mut refused = String::new();
+    while refused.is_empty() || heard.len() < MOST as usize || heard.values().any(|n| *n <= before) {
+        let mut header = [0; 10];
+        stream.read_exact(&mut header).expect("a frame");
+        let [a, b, c, d, e, f, g, h, kind, _] = header;
+        let mut payload = vec![0; u32::from_be_bytes([a, b, c, d]) as usize];
+        stream.read_exact(&mut payload).expect("its payload");
+        match kind {
+            3 => *heard.entry(u32::from_be_bytes([e, f, g, h])).or_default() += 1,
+            _ => refused += &String::from_utf8_lossy(&payload),
+        }
+    }
+    assert!(refused.contains("64 clients follow the events already"), "{refused}");
+    assert_eq!(heard.len(), MOST as usize);
+    drop(stream);
+    c.delete().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_that_wait_cannot_make_the_shim_grow() {
     const MIB: usize = 1 << 20;
-    let field = |tag: u8, bytes: &[u8]| {
-        // The length as a varint of five bytes.
-        let mut out = vec![tag];
-        out.extend((0..5).map(|n| (bytes.len() >> (7 * n)) as u8 & 0x7f | if n < 4 { 0x80 } else { 0 }));
-        out.extend_from_slice(bytes);
-        out
-    };
-    let padded = field(0x7a, &vec![b'x'; MIB]);
-    let wait =
-        [field(0x0a, b"pintle.monitor.v1.Monitor"), field(0x12, b"Wait"), field(0x1a, &padded)].concat();
+    let wait = request("Wait", &field(0x7a, &vec![b'x'; MIB]));
     let native = Native::new("swai");
     let c = sleeper(&native).await;
     let shim = c.shim_pid().await;
@@ -524,11 +571,7 @@ async fn requests_that_wait_cannot_make_the_shim_grow() {
     for _ in 0..8 {
         let mut stream = UnixStream::connect(c.monitor.dir().join("monitor.sock")).expect("connect");
         for request in 0..32u32 {
-            let mut frame = (wait.len() as u32).to_be_bytes().to_vec();
-            frame.extend((2 * request + 1).to_be_bytes());
-            frame.extend([1, 0]);
-            frame.extend_from_slice(&wait);
-            if std::io::Write::write_all(&mut stream, &frame).is_err() {
+            if stream.write_all(&frame(2 * request + 1, 0, &wait)).is_err() {
                 break;
             }
             taken += 1;

@@ -2,7 +2,8 @@
 //!
 //! A promise is a row of a table whose first cell is a number such as `G1` or `L2`; its last cell names
 //! the proofs in backticks: `target::test`, where `target` is a file of `tests/tests` or a crate
-//! (`core::log::cri::tests::name`), or a task such as `xtask bench memory`. A row `F1` names constants with their values.
+//! (`core::log::cri::tests::name`), or a task such as `xtask bench memory`. A row `F1` has its constants with
+//! their values in the cell before that.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -26,12 +27,11 @@ pub(crate) fn run(_args: Vec<OsString>) -> Result<()> {
         if row.proofs.is_empty() {
             wrong.push(format!("{} names no proof", row.number));
         }
-        for proof in row.proofs {
-            let checked = if row.number.starts_with('F') { figure(proof) } else { exists(proof) };
-            if let Err(e) = checked {
-                wrong.push(format!("{}: {e:#}", row.number));
-            }
+        if row.figures.is_empty() && row.number.starts_with('F') {
+            wrong.push(format!("{} names no constant", row.number));
         }
+        let checked = row.figures.into_iter().map(figure).chain(row.proofs.into_iter().map(exists));
+        wrong.extend(checked.filter_map(Result::err).map(|e| format!("{}: {e:#}", row.number)));
     }
     for n in 1..=GUARANTEES {
         if !seen.contains(format!("G{n}").as_str()) {
@@ -43,7 +43,7 @@ pub(crate) fn run(_args: Vec<OsString>) -> Result<()> {
     }
     let figures = seen.iter().filter(|n| n.starts_with('F')).count();
     println!(
-        "{} promises, each with a proof that exists; {figures} rows of figures that are true",
+        "{} promises, each with a proof that exists; {figures} rows of figures that are true, each with a test",
         seen.len() - figures
     );
     Ok(())
@@ -51,20 +51,33 @@ pub(crate) fn run(_args: Vec<OsString>) -> Result<()> {
 
 struct Promise<'a> {
     number: &'a str,
+    /// Only of a row of figures.
+    figures: Vec<&'a str>,
     proofs: Vec<&'a str>,
+}
+
+/// What stands in backticks.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
 }
 
 fn promises(text: &str) -> Vec<Promise<'_>> {
     let mut found = Vec::new();
     for line in text.lines() {
         let cells: Vec<&str> = line.trim().trim_matches('|').split('|').map(str::trim).collect();
-        let (Some(number), Some(last)) = (cells.first(), cells.last()) else { continue };
+        let Some(number) = cells.first() else { continue };
         let digits = number.trim_start_matches(|c: char| c.is_ascii_uppercase());
         let one_letter = number.len() == digits.len() + 1;
         if !line.starts_with('|') || !one_letter || digits.parse::<u32>().is_err() || cells.len() < 3 {
             continue;
         }
-        found.push(Promise { number, proofs: last.split('`').skip(1).step_by(2).collect() });
+        // By place, so that a cell that is missing is not taken for another.
+        let (figures, proof) = if number.starts_with('F') { (cells.get(3), 4) } else { (None, 2) };
+        found.push(Promise {
+            number,
+            figures: figures.map(|cell| quoted(cell)).unwrap_or_default(),
+            proofs: cells.get(proof).map(|cell| quoted(cell)).unwrap_or_default(),
+        });
     }
     found
 }
@@ -144,6 +157,14 @@ mod tests {
         let found = promises(text);
         assert_eq!(found.len(), 2);
         assert_eq!((found[0].number, found[0].proofs.as_slice()), ("G1", &["faults::a", "faults::b"][..]));
+        assert!(found[1].proofs.is_empty());
+    }
+
+    #[test]
+    fn rows_of_figures_need_a_proof() {
+        let found = promises("| F1 | x | y | `a.rs: A = 1` | `core::t` |\n| F2 | x | y | `a.rs: A = 1` |\n");
+        assert_eq!((&found[0].figures[..], &found[0].proofs[..]), (&["a.rs: A = 1"][..], &["core::t"][..]));
+        assert_eq!(found[1].figures.len(), 1);
         assert!(found[1].proofs.is_empty());
     }
 }

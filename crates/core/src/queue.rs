@@ -4,6 +4,13 @@
 
 use core::time::Duration;
 
+/// [`QueuePolicy::budget`] by default.
+pub const BUDGET: u64 = 512 * 1024;
+/// [`QueuePolicy::deadline`] by default.
+pub const DEADLINE: Duration = Duration::from_secs(1);
+/// [`QueuePolicy::progress`] by default.
+pub const PROGRESS: u64 = 64 * 1024;
+
 /// Budgets of one client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueuePolicy {
@@ -17,7 +24,7 @@ pub struct QueuePolicy {
 
 impl Default for QueuePolicy {
     fn default() -> Self {
-        Self { budget: 512 * 1024, deadline: Duration::from_secs(1), progress: 64 * 1024 }
+        Self { budget: BUDGET, deadline: DEADLINE, progress: PROGRESS }
     }
 }
 
@@ -99,8 +106,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const POLICY: QueuePolicy =
-        QueuePolicy { budget: 100, deadline: Duration::from_millis(1000), progress: 10 };
+    const POLICY: QueuePolicy = QueuePolicy { budget: 100, deadline: DEADLINE, progress: 10 };
 
     fn ms(n: u64) -> Duration {
         Duration::from_millis(n)

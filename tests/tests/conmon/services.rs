@@ -85,6 +85,29 @@ fn a_host_that_reads_late_gets_all() {
     }
 }
 
+/// A host that does not read costs a bounded queue: what comes first is kept, the rest is dropped, and the relay goes on.
+#[test]
+fn a_host_that_does_not_read_has_a_bounded_queue() {
+    const WAITING: usize = 64;
+    let dir = TempDir::new("sv");
+    let path = dir.path().join("host");
+    let host = UnixDatagram::bind(&path).expect("bind");
+    let (_run, container) = relayed(&dir, path.to_str().expect("path"));
+    // Sends wait for the relay, which waits for nobody.
+    for number in 0..200 {
+        container.send(format!("STATUS={number}").as_bytes()).expect("send");
+    }
+    let mut got: Vec<String> = (0..WAITING).map(|_| receive(&host)).collect();
+    assert!(got.iter().enumerate().all(|(n, text)| *text == format!("STATUS={n}")), "{got:?}");
+    // A datagram that is too long is cut.
+    container.send(format!("READY=1\nSTATUS={}", "x".repeat(5000)).as_bytes()).expect("send");
+    while !got.last().expect("some").starts_with("READY=1") {
+        got.push(receive(&host));
+    }
+    assert!(got.len() < 200, "{} of 200 were kept", got.len());
+    assert_eq!(got.last().expect("some").len(), 4096);
+}
+
 #[test]
 fn an_abstract_host_socket() {
     let dir = TempDir::new("sv");

@@ -15,6 +15,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Longest frame that the ttrpc protocol takes; the crate skips what is longer without keeping it.
 const FRAME_MAX: u32 = 4 << 20;
+/// Requests of one connection of the native door that are not answered yet, and their bytes; bytes of all connections.
+const NATIVE_REQUESTS: usize = 1024;
+const NATIVE_BYTES: u64 = 8 << 20;
+const NATIVE_TOTAL: u64 = 32 << 20;
+/// The same of the containerd door. One daemon stands behind the connection and waits for every process of a pod, so the
+/// numbers are large.
+const CONTAINERD_REQUESTS: usize = 16 * 1024;
+const CONTAINERD_BYTES: u64 = 64 << 20;
+const CONTAINERD_TOTAL: u64 = 128 << 20;
 const HEADER: usize = 10;
 const REQUEST: u8 = 1;
 const RESPONSE: u8 = 2;
@@ -37,11 +46,14 @@ pub(super) struct Limits {
 impl Limits {
     /// Those of the native door.
     pub(super) const NATIVE: Self =
-        Self { frame: FRAME_MAX, requests: 1024, bytes: 8 << 20, total: 32 << 20 };
-    /// Those of the containerd door. One daemon stands behind the connection and waits for every process of a pod, so
-    /// the numbers are large; a frame that is too long is answered by the crate, as the daemon expects.
-    pub(super) const CONTAINERD: Self =
-        Self { frame: u32::MAX, requests: 16 * 1024, bytes: 64 << 20, total: 128 << 20 };
+        Self { frame: FRAME_MAX, requests: NATIVE_REQUESTS, bytes: NATIVE_BYTES, total: NATIVE_TOTAL };
+    /// Those of the containerd door. A frame that is too long is answered by the crate, as the daemon expects.
+    pub(super) const CONTAINERD: Self = Self {
+        frame: u32::MAX,
+        requests: CONTAINERD_REQUESTS,
+        bytes: CONTAINERD_BYTES,
+        total: CONTAINERD_TOTAL,
+    };
 }
 
 /// The header of a frame.
@@ -238,7 +250,11 @@ mod tests {
     }
 
     fn open(total: &Arc<AtomicU64>) -> Open {
-        Open { limits: Limits::NATIVE, streams: HashMap::new(), bytes: 0, total: total.clone() }
+        open_within(Limits::NATIVE, total)
+    }
+
+    fn open_within(limits: Limits, total: &Arc<AtomicU64>) -> Open {
+        Open { limits, streams: HashMap::new(), bytes: 0, total: total.clone() }
     }
 
     /// The crate keeps a request's payload until the answer: a thousand requests that wait were gigabytes.
@@ -265,6 +281,31 @@ mod tests {
         late.came(request(1, FRAME_MAX)).unwrap();
         drop((first, late));
         assert_eq!(total.load(Ordering::Relaxed), 0);
+    }
+
+    /// Each limit of either door, and one more.
+    #[test]
+    fn the_limits_of_both_doors_hold() {
+        for limits in [Limits::NATIVE, Limits::CONTAINERD] {
+            let fresh = || open_within(limits, &Arc::default());
+            let longest = limits.frame.min(FRAME_MAX);
+            let mut long = fresh();
+            long.came(request(1, longest)).unwrap();
+            // The crate skips it and says so, where it is let through.
+            assert_eq!(long.came(request(3, longest + 1)).is_ok(), limits.frame > FRAME_MAX);
+            let mut many = fresh();
+            for stream in 0..limits.requests as u32 {
+                many.came(request(stream, 0)).unwrap();
+            }
+            assert!(many.came(request(u32::MAX, 0)).is_err());
+            let mut much = fresh();
+            for stream in 0..(limits.bytes / u64::from(FRAME_MAX)) as u32 {
+                much.came(request(stream, FRAME_MAX)).unwrap();
+            }
+            assert!(much.came(request(u32::MAX, 1)).is_err());
+            let all = Arc::new(AtomicU64::new(limits.total));
+            assert!(open_within(limits, &all).came(request(1, 1)).is_err());
+        }
     }
 
     #[test]

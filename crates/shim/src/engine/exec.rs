@@ -142,10 +142,7 @@ impl<'a> Reserved<'a> {
             let message = format!("container {} has an exec {id} already", container.id);
             return Err(Failure::new(FailureKind::AlreadyExists, id, message));
         }
-        if inner.execs.len() + inner.starting_execs.len() >= EXECS_MAX {
-            let message = format!("container {} has {EXECS_MAX} execs", container.id);
-            return Err(Failure::new(FailureKind::ResourceExhausted, id, message));
-        }
+        room(inner.execs.len() + inner.starting_execs.len(), &container.id, &id)?;
         inner.starting_execs.insert(id.clone());
         drop(inner);
         Ok(Self { container, id })
@@ -156,6 +153,15 @@ impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         self.container.lock().starting_execs.remove(&self.id);
     }
+}
+
+/// Whether there may be another exec `id` beside so many.
+fn room(execs: usize, container: &str, id: &str) -> Result<(), Failure> {
+    if execs < EXECS_MAX {
+        return Ok(());
+    }
+    let message = format!("container {container} has {EXECS_MAX} execs");
+    Err(Failure::new(FailureKind::ResourceExhausted, id, message))
 }
 
 /// How an exec is started, apart from what it runs.
@@ -400,4 +406,17 @@ pub(super) fn exec_cgroup(container: &Container) -> Option<ExecCgroup> {
     // Counting alone begins anew with every program image, and one that was lost may have left its directories.
     let stamp = clock::mono().0;
     ExecCgroup::make(&cgroups, &format!("pintle-exec-{stamp:x}-{}", NAMES.fetch_add(1, Ordering::Relaxed)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exec_too_many_is_refused_by_name() {
+        room(1023, "c", "e").unwrap();
+        let failure = room(1024, "c", "e").unwrap_err();
+        assert_eq!((failure.kind, failure.object.as_str()), (FailureKind::ResourceExhausted, "e"));
+        assert_eq!(failure.message, "container c has 1024 execs");
+    }
 }

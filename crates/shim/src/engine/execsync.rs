@@ -340,10 +340,19 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    /// What calls hold is counted for all of them together.
+    fn alone() -> MutexGuard<'static, ()> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     /// A shim that is busy for longer than output is waited for still takes what is there.
     #[test]
     fn what_is_there_is_read_however_late() {
+        let _alone = alone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         for _ in 0..4 {
             runtime.block_on(async {
@@ -359,5 +368,39 @@ mod tests {
                 drop(write);
             });
         }
+    }
+
+    /// A pipe with some words in it that its writer keeps open.
+    fn held_open() -> (Reader, io::PipeWriter) {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"last words").unwrap();
+        (Reader::new(Some(reader.into())).unwrap(), writer)
+    }
+
+    #[test]
+    fn what_a_leftover_holds_open_is_waited_for_so_long() {
+        let _alone = alone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let output =
+                Output { held: Held::default(), max: OUTPUT_LIMIT, truncated: AtomicBool::new(false) };
+            for (killed, least) in [(false, LINGER), (true, LINGER / 2)] {
+                let (mut out, _writer) = held_open();
+                let began = Instant::now();
+                linger(&mut out, &mut Reader::default(), &output, killed).await;
+                assert!(began.elapsed() >= least && out.fd.is_some());
+                assert_eq!(out.bytes, b"last words");
+            }
+            // All calls together hold so much, and what one held is there again for others.
+            let rest = Held::default();
+            assert_eq!(rest.take(u64::MAX), OUTPUT_TOTAL - 20);
+            assert_eq!(rest.take(1), 0);
+            let (mut cut, writer) = held_open();
+            drop(writer);
+            linger(&mut cut, &mut Reader::default(), &output, false).await;
+            assert!(cut.bytes.is_empty() && output.truncated.load(Ordering::Relaxed));
+            drop(rest);
+            assert_eq!(Held::default().take(1), 1);
+        });
     }
 }

@@ -84,6 +84,13 @@ struct Inner {
     reaper: Reaper,
 }
 
+/// Adds an event; gives the oldest back where too many wait.
+fn push(queue: &mut VecDeque<Queued>, event: Queued) -> Option<Queued> {
+    let lost = if queue.len() >= QUEUE_MAX { queue.pop_front() } else { None };
+    queue.push_back(event);
+    lost
+}
+
 impl Publisher {
     /// Starts the publisher's task. `ttrpc` and `address` may be empty.
     pub(super) fn start(
@@ -124,13 +131,10 @@ impl Publisher {
             return;
         }
         let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if queue.len() >= QUEUE_MAX {
-            if let Some(lost) = queue.pop_front() {
-                self.0.logger.error(format!("event {} dropped: {QUEUE_MAX} events are waiting", lost.topic));
-                self.0.done.send_modify(|n| *n += 1);
-            }
+        if let Some(lost) = push(&mut queue, Queued { topic, at: now(), event: pack(event) }) {
+            self.0.logger.error(format!("event {} dropped: {QUEUE_MAX} events are waiting", lost.topic));
+            self.0.done.send_modify(|n| *n += 1);
         }
-        queue.push_back(Queued { topic, at: now(), event: pack(event) });
         drop(queue);
         self.0.accepted.send_modify(|n| *n += 1);
     }
@@ -270,4 +274,21 @@ impl Publisher {
 /// A point in time on the wire.
 pub(super) fn timestamp(at: WallTime) -> Timestamp {
     Timestamp { seconds: at.secs, nanos: i32::try_from(at.nanos).unwrap_or(0), ..Default::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_event_goes_first() {
+        let event = |topic| Queued { topic, at: now(), event: Any::default() };
+        let mut queue = VecDeque::new();
+        assert!(push(&mut queue, event("first")).is_none());
+        for _ in 1..QUEUE_MAX {
+            assert!(push(&mut queue, event("more")).is_none());
+        }
+        assert_eq!(push(&mut queue, event("last")).map(|lost| lost.topic), Some("first"));
+        assert_eq!((queue.len(), queue.back().map(|e| e.topic)), (QUEUE_MAX, Some("last")));
+    }
 }

@@ -128,6 +128,28 @@ mod tests {
         (text, fields.iter().any(|f| f.0 == b"CONTAINER_PARTIAL_MESSAGE"))
     }
 
+    /// A journal that takes nothing holds the container up once; what it does not take is counted.
+    #[test]
+    fn a_journal_that_takes_nothing_is_waited_for_once() {
+        let path = std::env::temp_dir().join(format!("pintle-full-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let _receiver = UnixDatagram::bind(&path).unwrap();
+        let mut sink = JournaldSink::new(JournalConfig::default(), &path).unwrap();
+        let (mut scratch, mut losses) = (Vec::new(), Losses::default());
+        let chunk = Chunk { stream: Stream::Stdout, data: b"line\n", now: WallTime::default() };
+        let mut last = std::time::Instant::now();
+        while losses.total() == 0 {
+            last = std::time::Instant::now();
+            sink.write(&chunk, &mut scratch, &mut losses);
+        }
+        // poll(2) counts in milliseconds.
+        assert!(last.elapsed() >= PATIENCE * 9 / 10, "{:?}", last.elapsed());
+        assert!(!sink.patient);
+        sink.write(&chunk, &mut scratch, &mut losses);
+        assert_eq!(losses.iter().collect::<Vec<_>>(), [(LossCause::Errno(libc::EAGAIN), 10)]);
+        std::fs::remove_file(path).unwrap();
+    }
+
     #[test]
     fn lines_are_joined_and_flushed_at_the_end() {
         let path = std::env::temp_dir().join(format!("pintle-journal-{}", std::process::id()));

@@ -71,6 +71,19 @@ fn full_device() -> File {
     std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap()
 }
 
+/// Very short lines become many times as long; what is made of them at a time does not.
+#[test]
+fn one_write_is_bounded() {
+    let mut rig = Rig::new(|_| {});
+    let data = [b'\n'; 65_536];
+    let chunk = Chunk { stream: Stream::Stdout, data: &data, now: WallTime::default() };
+    let mut scratch = Vec::new();
+    rig.sink.write(&chunk, &mut scratch, &mut rig.losses);
+    assert_eq!((scratch.len(), rig.losses.total()), (WRITE, 0));
+    let log = std::fs::read(rig.dir.log()).unwrap();
+    assert_eq!(pintle_core::cri::records(&log).count(), data.len());
+}
+
 #[test]
 fn records_and_mode() {
     let mut rig = Rig::new(|_| {});
