@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use lexopt::prelude::*;
 use pintle_client::{CheckpointOptions, CreateOptions, Error, Exit, LogOptions, Monitor, RestoreOptions};
+use pintle_core::detach::Detach;
 use serde_json::{Value, json};
 
 use crate::args::{self, one_id, text, unknown, usage};
 use crate::bundle::{self, Resources};
 use crate::context::{Context, absolute};
-use crate::detach::{self, Detach};
 use crate::{output, session, terminal};
 
 const RUN: &str = "\
@@ -70,7 +70,7 @@ fn read(cx: &Context, args: Vec<OsString>) -> Result<Making> {
     let mut create = CreateOptions { runtime: cx.runtime.clone(), ..CreateOptions::default() };
     let (mut interactive, mut detached, mut remove) = (false, false, false);
     let (mut id, mut bundle, mut log, mut max_size, mut max_files) = (None, None, None, 0, 0);
-    let mut keys = detach::DEFAULT.to_string();
+    let mut keys = session::KEYS.to_string();
     let mut image = PathBuf::new();
     let mut parser = lexopt::Parser::from_args(args);
     while let Some(arg) = parser.next()? {
@@ -116,7 +116,7 @@ fn read(cx: &Context, args: Vec<OsString>) -> Result<Making> {
     }
     let id = id.unwrap_or_else(new_id);
     args::check_id(&id)?;
-    let keys = Detach::parse(&keys)?;
+    let keys = session::keys(&keys)?;
     create.stdin = interactive;
     // A terminal is left with the detach keys and found again; a pipe ends with its writer.
     create.stdin_once = interactive && !detached && !spec.terminal;
@@ -308,7 +308,7 @@ usage: pintle start [options] ID...
 
 pub(crate) async fn start(cx: Context, args: Vec<OsString>) -> Result<i32> {
     let (mut attach, mut stdin) = (false, false);
-    let mut keys = detach::DEFAULT.to_string();
+    let mut keys = session::KEYS.to_string();
     let mut ids = Vec::new();
     let mut parser = lexopt::Parser::from_args(args);
     while let Some(arg) = parser.next()? {
@@ -329,7 +329,7 @@ pub(crate) async fn start(cx: Context, args: Vec<OsString>) -> Result<i32> {
     }
     output::set_foreground(true);
     let id = one_id(ids)?;
-    let keys = Detach::parse(&keys)?;
+    let keys = session::keys(&keys)?;
     let monitor = cx.monitor(&id)?;
     let attached = monitor.attach(stdin).await?;
     monitor.start().await?;

@@ -6,7 +6,6 @@
 mod args;
 mod bundle;
 mod context;
-mod detach;
 mod inspect;
 mod life;
 mod logs;

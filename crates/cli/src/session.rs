@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use lexopt::prelude::*;
 use pintle_client::{Error, ExecOptions, ExecSyncOptions, Exit, Monitor, Stdio, StdioEnd};
+use pintle_core::detach::Detach;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use crate::args::{self, text, unknown, usage};
 use crate::context::Context;
-use crate::detach::{self, Detach};
 use crate::signal::signal;
 use crate::{output, terminal};
 
@@ -75,6 +75,15 @@ impl Peer {
     }
 }
 
+/// The detach keys where nobody names others.
+pub(crate) const KEYS: &str = "ctrl-p,ctrl-q";
+
+/// Reads a list of detach keys.
+pub(crate) fn keys(list: &str) -> Result<Detach> {
+    let wrong = |key| usage(format!("{key} is not a key; write them like ctrl-p,ctrl-q or a,b"));
+    Detach::parse(list).map_err(wrong)
+}
+
 /// Connects our standard streams with a process until its output ends.
 ///
 /// With a terminal on both sides ours becomes raw: every key but the detach keys goes to the process.
@@ -109,11 +118,13 @@ pub(crate) async fn run(stdio: Stdio, peer: Peer, tty: bool, stdin: bool, keys: 
 
     let (detach, mut detached) = mpsc::channel::<()>(1);
     let feeder = stdin.then(|| {
-        let mut keys = if raw { Some(keys) } else { None };
+        // None are ever found in what nobody types.
+        let mut keys = if raw { keys } else { Detach::new(Vec::new()) };
         let mut typed = read_stdin();
         tokio::spawn(async move {
             while let Some(bytes) = typed.recv().await {
-                let (send, done) = keys.as_mut().map_or((bytes.clone(), false), |k| k.feed(&bytes));
+                let mut send = Vec::with_capacity(bytes.len());
+                let done = keys.feed(&bytes, &mut send);
                 if !send.is_empty() && to.write_all(&send).await.is_err() {
                     return;
                 }
@@ -233,7 +244,7 @@ pub(crate) fn left(end: &End) -> Option<i32> {
 pub(crate) async fn exec(cx: Context, args: Vec<OsString>) -> Result<i32> {
     let mut options = ExecOptions { stdio: true, ..ExecOptions::default() };
     let (mut interactive, mut detached, mut timeout) = (false, false, None);
-    let mut keys = detach::DEFAULT.to_string();
+    let mut keys = KEYS.to_string();
     let mut id = None;
     let mut parser = lexopt::Parser::from_args(args);
     while let Some(arg) = parser.next()? {
@@ -264,7 +275,7 @@ pub(crate) async fn exec(cx: Context, args: Vec<OsString>) -> Result<i32> {
     if options.args.is_empty() {
         return Err(usage("the program to run is missing"));
     }
-    let keys = Detach::parse(&keys)?;
+    let keys = self::keys(&keys)?;
     if timeout.is_some() && (interactive || detached) {
         return Err(usage("--timeout excludes -i and -d"));
     }
@@ -317,7 +328,7 @@ async fn exec_sync(monitor: &Monitor, options: ExecOptions, timeout: Duration) -
 
 pub(crate) async fn attach(cx: Context, args: Vec<OsString>) -> Result<i32> {
     let mut stdin = true;
-    let mut keys = detach::DEFAULT.to_string();
+    let mut keys = KEYS.to_string();
     let mut exec = String::new();
     let mut ids = Vec::new();
     let mut parser = lexopt::Parser::from_args(args);
@@ -332,7 +343,7 @@ pub(crate) async fn attach(cx: Context, args: Vec<OsString>) -> Result<i32> {
     }
     let id = args::one_id(ids)?;
     let monitor = cx.monitor(&id)?;
-    let keys = Detach::parse(&keys)?;
+    let keys = self::keys(&keys)?;
     let attached = match exec.as_str() {
         "" => monitor.attach(stdin).await?,
         exec => monitor.attach_exec(exec, stdin).await?,

@@ -29,8 +29,7 @@ pub fn documents(data: &[u8]) {
     let _ = Config::from_toml(&String::from_utf8_lossy(data));
 }
 
-/// Words that people and other programs write: times, sizes, signals, image names, the kernel's line about a process; and the
-/// detach keys, of which the first byte says how many there are.
+/// Words that people and other programs write: times, sizes, signals, image names, the kernel's line about a process.
 pub fn words(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if let Ok(time) = text.parse::<Timestamp>() {
@@ -42,28 +41,6 @@ pub fn words(data: &[u8]) {
     let _ = process::parse_stat(&text);
     if let Ok(name) = text.parse::<ImageReference>() {
         assert_eq!(name.to_string(), text);
-    }
-    detach(data);
-}
-
-/// However typed input is cut, the same is passed on, and the keys end it at the same place.
-fn detach(data: &[u8]) {
-    let Some((first, data)) = data.split_first() else { return };
-    let (keys, input) = data.split_at(data.len().min(usize::from(first & 3)));
-    let feed = |piece: usize| {
-        let (mut finder, mut out) = (crate::oci::fuzz_detach(keys.to_vec()), Vec::new());
-        let ended = input.chunks(piece).any(|part| finder(part, &mut out));
-        (out, ended)
-    };
-    let whole = feed(input.len().max(1));
-    assert_eq!(feed(1), whole);
-    assert_eq!(feed(3), whole);
-    let (out, ended) = whole;
-    assert!(out.len() <= input.len() && input.starts_with(&out), "typed input is changed or reordered");
-    let at = (!keys.is_empty()).then(|| input.windows(keys.len()).position(|w| w == keys)).flatten();
-    assert_eq!(ended, at.is_some());
-    if let Some(at) = at {
-        assert_eq!(out.len(), at);
     }
 }
 

@@ -10,6 +10,7 @@ pub mod attach;
 pub mod batch;
 pub mod cgroup;
 pub mod cri;
+pub mod detach;
 pub mod exit;
 pub mod flat_toml;
 pub mod goflag;

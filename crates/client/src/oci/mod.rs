@@ -33,6 +33,7 @@ pub use container::{Container, ContainerBuilder, ManagedNamespace, StopWait};
 pub use cri::{ContainerMetadata, ContainerResources, ContainerVolume, IdMap, IdMappings, ImageReference};
 pub use error::{Error, Result};
 pub use kata::{DmVerity, KataVirtualVolume, NydusImageVolume, VolumeMetadata};
+pub use pintle_core::detach::DETACH_KEYS;
 pub use recovery::{Recovery, RuntimeEvent};
 pub use runtime::{BackendFactory, Runtime};
 pub use shim::ShimBackend;
@@ -40,12 +41,5 @@ pub use spec::{HugepageLimit, Linux, LinuxCpu, LinuxMemory, LinuxResources, Name
 pub use state::{ContainerState, Status};
 pub use stats::{CgroupStats, DiskStats};
 pub use store::{ContainerStore, History, MemoryStore};
-pub use streams::{DETACH_KEYS, Streams, TerminalSize};
+pub use streams::{Streams, TerminalSize};
 pub use time::{ParseTimestampError, Timestamp};
-
-/// For the fuzzer: takes typed input, passes on what is no detach key, says when those are complete.
-#[cfg(any(fuzzing, test))]
-pub(crate) fn fuzz_detach(keys: Vec<u8>) -> impl FnMut(&[u8], &mut Vec<u8>) -> bool {
-    let mut detach = streams::Detach::new(keys);
-    move |input, out| detach.feed(input, out)
-}

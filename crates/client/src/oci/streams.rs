@@ -2,14 +2,13 @@
 
 use super::{Error, Result};
 use crate::{OutputReader, StdinWriter, StdioControl};
+use pintle_core::detach::{DETACH_KEYS, Detach};
 use std::{io, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::mpsc,
 };
 
-/// Keys that end an attach where the caller names no others: ctrl-p, ctrl-q.
-pub const DETACH_KEYS: [u8; 2] = [16, 17];
 /// How long outputs are waited for after a command has ended.
 pub(super) const OUTPUT_GRACE: Duration = Duration::from_secs(30);
 
@@ -54,42 +53,6 @@ impl Default for Streams {
 impl std::fmt::Debug for Streams {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Streams").field("terminal", &self.terminal).finish_non_exhaustive()
-    }
-}
-
-/// Finds the detach keys in input, however it is cut into reads.
-pub(super) struct Detach {
-    keys: Vec<u8>,
-    matched: usize,
-}
-
-impl Detach {
-    pub(super) fn new(keys: Vec<u8>) -> Self {
-        Self { keys, matched: 0 }
-    }
-
-    /// Appends to `out` what is to be passed on; true if the sequence is complete. A broken
-    /// sequence is passed on in order.
-    pub(super) fn feed(&mut self, input: &[u8], out: &mut Vec<u8>) -> bool {
-        for &byte in input {
-            if self.keys.get(self.matched) == Some(&byte) {
-                self.matched += 1;
-                if self.matched == self.keys.len() {
-                    return true;
-                }
-                continue;
-            }
-            // The longest beginning that the keys held back and this byte still end with.
-            let mut held = self.keys[..self.matched].to_vec();
-            held.push(byte);
-            let keep = (0..held.len())
-                .rev()
-                .find(|n| *n <= self.keys.len() && held.ends_with(&self.keys[..*n]))
-                .unwrap_or(0);
-            out.extend_from_slice(&held[..held.len() - keep]);
-            self.matched = keep;
-        }
-        false
     }
 }
 
@@ -174,33 +137,4 @@ pub(super) fn check_command(command: &[String]) -> Result<()> {
         return Err(Error::Config("exec command cannot be empty".into()));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn feed(keys: &[u8], reads: &[&[u8]]) -> (Vec<u8>, bool) {
-        let (mut detach, mut out) = (Detach::new(keys.to_vec()), Vec::new());
-        let detached = reads.iter().any(|read| detach.feed(read, &mut out));
-        (out, detached)
-    }
-
-    #[test]
-    fn detach_keys_in_one_read_or_in_many() {
-        assert_eq!(feed(&DETACH_KEYS, &[b"ab\x10\x11cd"]), (b"ab".to_vec(), true));
-        assert_eq!(feed(&DETACH_KEYS, &[b"a", b"\x10", b"\x11"]), (b"a".to_vec(), true));
-    }
-
-    #[test]
-    fn detach_keys_broken_are_passed_on_in_order() {
-        assert_eq!(feed(&DETACH_KEYS, &[b"\x10", b"x\x10\x10\x11"]), (b"\x10x\x10".to_vec(), true));
-        assert_eq!(feed(b"aab", &[b"aaab"]), (b"a".to_vec(), true));
-        assert_eq!(feed(b"abac", &[b"ababac"]), (b"ab".to_vec(), true));
-    }
-
-    #[test]
-    fn detach_keys_none() {
-        assert_eq!(feed(b"", &[b"\x10\x11"]), (b"\x10\x11".to_vec(), false));
-    }
 }

@@ -44,6 +44,7 @@ pub const ALL: &[Target] = &[
     ("rate", rate),
     ("jsonlog", jsonlog),
     ("life", life),
+    ("detach", detach),
 ];
 
 /// Command lines, arguments separated by NUL.
@@ -414,6 +415,32 @@ pub fn life(data: &[u8]) {
         (.., None) => Status::Creating,
     };
     assert_eq!(life.status(), expected, "{told:?}");
+}
+
+/// However typed input is cut, the same is passed on, and the keys end it at the same place. The first byte says
+/// how many keys there are; the whole is read as a list of keys, too.
+pub fn detach(data: &[u8]) {
+    use pintle_core::detach::Detach;
+    if let Err(word) = Detach::parse(&String::from_utf8_lossy(data)) {
+        assert!(!word.is_empty() && !word.contains(','));
+    }
+    let Some((first, data)) = data.split_first() else { return };
+    let (keys, input) = data.split_at(data.len().min(usize::from(first & 3)));
+    let feed = |piece: usize| {
+        let (mut finder, mut out) = (Detach::new(keys.to_vec()), Vec::new());
+        let ended = input.chunks(piece).any(|part| finder.feed(part, &mut out));
+        (out, ended)
+    };
+    let whole = feed(input.len().max(1));
+    assert_eq!(feed(1), whole);
+    assert_eq!(feed(3), whole);
+    let (out, ended) = whole;
+    assert!(out.len() <= input.len() && input.starts_with(&out), "typed input is changed or reordered");
+    let at = (!keys.is_empty()).then(|| input.windows(keys.len()).position(|w| w == keys)).flatten();
+    assert_eq!(ended, at.is_some());
+    if let Some(at) = at {
+        assert_eq!(out.len(), at);
+    }
 }
 
 /// Statuses in the order of a life; frozen and running are as far.

@@ -5,9 +5,10 @@ use crate::{
     Error as ClientError, ErrorKind, Exec, ExecOptions, ExecSyncOptions, Stdio,
     oci::{
         Container, EXEC_SYNC_LIMIT, Error, ExecSyncError, ExecSyncResponse, Result, Streams,
-        streams::{Detach, OUTPUT_GRACE, check_command, copy_input, copy_output, pass_sizes, stream_error},
+        streams::{OUTPUT_GRACE, check_command, copy_input, copy_output, pass_sizes, stream_error},
     },
 };
+use pintle_core::detach::Detach;
 use std::{io, time::Duration};
 use tokio::io::AsyncWriteExt;
 

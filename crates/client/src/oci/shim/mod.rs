@@ -11,10 +11,11 @@ use super::{
     CgroupStats, Config, Container, Duplex, Error, ExecSyncResponse, LinuxResources, Result, RuntimeBackend,
     RuntimeHandler, Spec, Status, Streams, Timestamp, port_forward,
     stats::{Hierarchies, cgroup_path},
-    streams::{Detach, InputEnd, copy_input, copy_output, pass_sizes, stream_error},
+    streams::{InputEnd, copy_input, copy_output, pass_sizes, stream_error},
 };
 use crate::{Monitor, Stdio};
 use async_trait::async_trait;
+use pintle_core::detach::Detach;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::io::AsyncWriteExt;
 
