@@ -832,6 +832,51 @@ fn lost_output_is_counted_and_told() {
     });
 }
 
+/// A client that is still reading what its exec wrote loses nothing by a deletion of the container.
+#[test]
+fn a_deletion_waits_for_who_reads_an_exec() {
+    use std::io::Read as _;
+    block_on(async {
+        let (_dir, _sink, _server, settings) = daemon(Caller::Old).await;
+        let shim = TaskShim::start(&sleeper(), &settings);
+        let task = shim.connect().await;
+        task.create(&shim, |_| {}).await.unwrap();
+        task.start("").await.unwrap();
+        let fifos = shim.fifos("e");
+        let (go, told) = std::sync::mpsc::channel::<()>();
+        let path = fifos.stdout.clone();
+        let reader = std::thread::spawn(move || {
+            let mut fifo = fs::File::open(path).unwrap();
+            told.recv().unwrap();
+            let (mut all, mut piece) = (Vec::new(), [0; 4096]);
+            loop {
+                match fifo.read(&mut piece).unwrap() {
+                    0 => return all,
+                    n => all.extend_from_slice(&piece[..n]),
+                }
+                // A slow one: it is far behind when the deletion comes.
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let errors = fifos.read_stderr();
+        // More than a FIFO holds, less than two pipes do: the exec ends though nobody has read anything yet.
+        task.exec("e", "seq 1 20000", Some(&fifos)).await.unwrap();
+        task.start("e").await.unwrap();
+        assert_eq!(task.wait("e").await, Ok(0));
+        task.kill("", 9).await.unwrap();
+        assert_eq!(task.wait("").await, Ok(137));
+        go.send(()).unwrap();
+        task.delete("").await.unwrap();
+        let expected: String = (1..=20_000).map(|n| format!("{n}\n")).collect();
+        let got = aside(|| reader.join().unwrap());
+        assert!(got == expected.as_bytes(), "{} of {} bytes", got.len(), expected.len());
+        assert_eq!(aside(|| errors.join().unwrap()), b"");
+        let pid = shim.pid();
+        task.shutdown().await;
+        aside(|| shim.gone(pid));
+    });
+}
+
 #[test]
 fn another_runtime_by_options() {
     block_on(async {

@@ -11,7 +11,7 @@ use pintle_proto::containerd::task_events::{TaskDelete, TaskStart};
 use pintle_sys::atomic::{Durability, write};
 use pintle_sys::clock;
 use pintle_sys::pidfd::PidFd;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::container::{Container, DRAIN, Freeze, QUIET, Restore, SETTLE, lock, path_bytes, phase_word};
 use super::delete::ExitFile;
@@ -201,11 +201,7 @@ impl Container {
             Phase::Created => self.delete_created().await?,
             _ => return Err(TaskError::precondition("cannot delete a running process")),
         }
-        for exec in self.execs() {
-            if let Some(stdio) = exec.stdio() {
-                stdio.close();
-            }
-        }
+        self.let_execs_go().await;
         let rootfs = self.bundle.rootfs();
         mounts::unmount_all(rootfs.clone())
             .await
@@ -231,6 +227,16 @@ impl Container {
         };
         self.shared.publisher.send("/tasks/delete", &event);
         Ok((self.pid(), exit))
+    }
+
+    /// The container's deletion is not its execs' clients' business: as long as one takes output it gets it, and all of
+    /// them together have as long as init's.
+    async fn let_execs_go(&self) {
+        let end = Instant::now() + DRAIN;
+        for stdio in self.execs().into_iter().filter_map(|exec| exec.stdio()) {
+            stdio.drained(SETTLE, end.saturating_duration_since(Instant::now())).await;
+            stdio.close();
+        }
     }
 
     async fn delete_stopped(&self) -> Result<()> {

@@ -73,9 +73,9 @@ pub(super) enum Sink {
 }
 
 impl Sink {
-    /// Writes everything; on an error `bytes` is what was not written.
-    pub(super) async fn write_all(&mut self, bytes: &mut &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
+    /// Writes some of what is given, at least a byte, as soon as there is room.
+    async fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
             let written = match self {
                 Self::Null => Ok(bytes.len()),
                 Self::File(file) => file.write(bytes),
@@ -83,15 +83,22 @@ impl Sink {
             };
             match (written, &*self) {
                 (Ok(0), _) => return Err(io::ErrorKind::WriteZero.into()),
-                (Ok(n), _) => *bytes = bytes.get(n..).unwrap_or_default(),
                 (Err(e), Self::Fifo(sender, _) | Self::Pipe(sender))
                     if e.kind() == io::ErrorKind::WouldBlock =>
                 {
                     sender.writable().await?;
                 }
                 (Err(e), _) if e.kind() == io::ErrorKind::Interrupted => {}
-                (Err(e), _) => return Err(e),
+                (other, _) => return other,
             }
+        }
+    }
+
+    /// Writes everything.
+    pub(super) async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let n = self.write_some(bytes).await?;
+            bytes = bytes.get(n..).unwrap_or_default();
         }
         Ok(())
     }
@@ -166,37 +173,51 @@ impl Source {
     }
 }
 
-/// A stream on its way. What it still holds when it is dropped is lost.
+/// A stream on its way. What it still holds when it is dropped is lost, and so is what lies in a FIFO that nobody reads.
 struct Moving<'a> {
     source: Source,
+    sink: Sink,
     /// Bytes read and not written.
     held: u64,
     lost: &'a Lost,
 }
 
+impl Moving<'_> {
+    fn take_sink(&mut self) -> Sink {
+        std::mem::replace(&mut self.sink, Sink::Null)
+    }
+}
+
 impl Drop for Moving<'_> {
     fn drop(&mut self) {
         self.lost.add(LossCause::Deadline, self.held.saturating_add(self.source.unread()));
+        if let Sink::Fifo(sender, ours) = self.take_sink() {
+            drop(ours);
+            drop(Left { sender, lost: self.lost });
+        }
     }
 }
 
 /// Moves bytes until the source ends; gives the sink back. The source is read on where the sink fails, and what that does
 /// not take is counted: the container must not block on it.
-pub(super) async fn pump(source: Source, mut sink: Sink, lost: &Lost, read: impl Fn(u64)) -> Sink {
-    let mut moving = Moving { source, held: 0, lost };
+pub(super) async fn pump(source: Source, sink: Sink, lost: &Lost, read: impl Fn(u64)) -> Sink {
+    let mut moving = Moving { source, sink, held: 0, lost };
     while moving.source.readable().await.is_ok() {
         let mut buffer = vec![0; BUFFER];
         loop {
             match moving.source.try_read(&mut buffer) {
-                Ok(0) => return sink,
+                Ok(0) => return moving.take_sink(),
                 Ok(n) => {
                     read(n as u64);
                     let mut rest = buffer.get(..n).unwrap_or_default();
                     while !rest.is_empty() {
                         moving.held = rest.len() as u64;
-                        if let Err(e) = sink.write_all(&mut rest).await {
-                            lost.add(LossCause::of(&e), rest.len() as u64);
-                            rest = &[];
+                        match moving.sink.write_some(rest).await {
+                            Ok(n) => rest = rest.get(n..).unwrap_or_default(),
+                            Err(e) => {
+                                lost.add(LossCause::of(&e), rest.len() as u64);
+                                rest = &[];
+                            }
                         }
                     }
                     moving.held = 0;
@@ -205,9 +226,66 @@ pub(super) async fn pump(source: Source, mut sink: Sink, lost: &Lost, read: impl
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return sink,
+                Err(_) => return moving.take_sink(),
             }
         }
     }
-    sink
+    moving.take_sink()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// Wherever the bytes are when a stream is given up (in the container's pipe, in our hands, in a FIFO that nobody
+    /// reads), each is counted once.
+    #[test]
+    fn what_lies_in_a_fifo_that_nobody_reads_is_counted_with_the_rest() {
+        const FIRST: usize = 1000;
+        const ALL: usize = 120_000;
+        let dir = std::env::temp_dir().join(format!("pintle-output-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("out");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let ours = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+            let sink = Sink::Fifo(pipe::OpenOptions::new().open_sender(&path).unwrap(), ours);
+            let (theirs, container) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+            let source = Source::Pipe(pipe::Receiver::from_owned_fd(theirs).unwrap());
+            let lost = Arc::new(Lost::new("c", Logger::open(&dir.join("no-log"), false, "n", "c")));
+            let read = Arc::new(AtomicU64::new(0));
+            let (counts, moved) = (lost.clone(), read.clone());
+            let task = tokio::spawn(async move {
+                pump(source, sink, &counts, |n| {
+                    moved.fetch_add(n, Ordering::Relaxed);
+                })
+                .await;
+            });
+            let reached = async |bytes: usize| {
+                while read.load(Ordering::Relaxed) < bytes as u64 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            // The sizes do not divide each other, so that the last write into the FIFO is a part of what was read.
+            let mut container = File::from(container);
+            container.write_all(&[b'x'; FIRST]).unwrap();
+            reached(FIRST).await;
+            let writing = std::thread::spawn(move || container.write_all(&[b'x'; ALL - FIRST]).unwrap());
+            // More than the FIFO holds.
+            reached(65_537).await;
+            while !writing.is_finished() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            task.abort();
+            assert!(task.await.unwrap_err().is_cancelled());
+            let counted: Vec<_> = lost.sums().iter().collect();
+            assert_eq!(counted, [(LossCause::Deadline, ALL as u64)]);
+        });
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 }

@@ -390,7 +390,7 @@ async fn pump_input(reader: pipe::Receiver, sink: Sink) {
         match reader.try_read(&mut buffer) {
             Ok(0) => return,
             Ok(n) => {
-                if sink.write_all(&mut buffer.get(..n).unwrap_or_default()).await.is_err() {
+                if sink.write_all(buffer.get(..n).unwrap_or_default()).await.is_err() {
                     return;
                 }
             }
