@@ -32,7 +32,7 @@ use crate::engine::oom::OomWatch;
 use crate::engine::reap::Reaper;
 use crate::engine::runtime::{RunIo, RunOutput, RuntimeCli, RuntimeError};
 
-/// How long an end may be held back for output: as long as some moves, and not longer than this.
+/// How long an end may be held back for output: as long as some moves or waits for its client, and not longer than this.
 pub(super) const SETTLE: Duration = Duration::from_secs(2);
 /// Without a byte for this long, the output is taken to be held open by somebody else.
 pub(super) const QUIET: Duration = Duration::from_millis(100);

@@ -188,7 +188,7 @@ impl Container {
         let ended = watch.wait().await;
         if let Some(stdio) = process.stdio() {
             stdio.process_ended();
-            if stdio.drained(QUIET, SETTLE).await {
+            if stdio.settled(QUIET, SETTLE).await {
                 stdio.release_terminal();
             }
         }

@@ -136,7 +136,7 @@ impl Container {
         // Clients of execs hang if the container is gone before their process.
         self.until(|s| s.active == 0).await;
         if let Some(stdio) = self.init.stdio() {
-            if stdio.drained(QUIET, SETTLE).await {
+            if stdio.settled(QUIET, SETTLE).await {
                 stdio.release_terminal();
             }
         }

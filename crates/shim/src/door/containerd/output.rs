@@ -1,8 +1,9 @@
 //! Moves a stream of output from the container to where it is wanted, and counts what could not be moved.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
+use tokio::time::Instant;
 
+use super::container::SETTLE;
 use super::logger::Logger;
 use crate::engine::log::{LossCause, Losses};
 
@@ -103,16 +106,36 @@ impl Sink {
         Ok(())
     }
 
-    /// Waits until nothing is left in a FIFO that nobody reads: a daemon that is being restarted when the container ends
-    /// still finds its last words. Where somebody has it open they are his; only a pipe without any end loses what is in it.
-    pub(super) async fn taken(self, lost: &Lost) {
+    /// Waits until nothing is left in a FIFO. Whoever has it open gets the end once he has read all, and `held` goes with
+    /// what he has taken. A daemon that is being restarted when the container ends still finds its last words: only a pipe
+    /// without any end loses what is in it.
+    pub(super) async fn taken<H>(self, lost: &Lost, held: H) {
         let Self::Fifo(sender, ours) = self else { return };
         drop(ours);
         let left = Left { sender, lost };
+        if left.bytes() == 0 {
+            // Empty, or somebody reads. Looking on takes no writer, so he sees the end.
+            let Ok(rest) = look_on(&left.sender) else { return };
+            drop(left);
+            let end = Instant::now() + SETTLE;
+            let mut pause = Duration::from_millis(1);
+            while pintle_sys::bytes::unread(rest.as_fd()) > 0 && Instant::now() < end {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(20));
+            }
+            return;
+        }
+        drop(held);
         while left.bytes() > 0 {
             tokio::time::sleep(LOOK).await;
         }
     }
+}
+
+/// A reader of a FIFO that is open already, whatever has become of its name.
+fn look_on(sender: &pipe::Sender) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", sender.as_raw_fd());
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
 /// A FIFO in which something may be left.
@@ -199,8 +222,9 @@ impl Drop for Moving<'_> {
 }
 
 /// Moves bytes until the source ends; gives the sink back. The source is read on where the sink fails, and what that does
-/// not take is counted: the container must not block on it.
-pub(super) async fn pump(source: Source, sink: Sink, lost: &Lost, read: impl Fn(u64)) -> Sink {
+/// not take is counted: the container must not block on it. `read` is told what was read; what it gives is kept until that
+/// is written.
+pub(super) async fn pump<H>(source: Source, sink: Sink, lost: &Lost, read: impl Fn(u64) -> H) -> Sink {
     let mut moving = Moving { source, sink, held: 0, lost };
     while moving.source.readable().await.is_ok() {
         let mut buffer = vec![0; BUFFER];
@@ -208,7 +232,7 @@ pub(super) async fn pump(source: Source, sink: Sink, lost: &Lost, read: impl Fn(
             match moving.source.try_read(&mut buffer) {
                 Ok(0) => return moving.take_sink(),
                 Ok(n) => {
-                    read(n as u64);
+                    let _held = read(n as u64);
                     let mut rest = buffer.get(..n).unwrap_or_default();
                     while !rest.is_empty() {
                         moving.held = rest.len() as u64;
@@ -235,8 +259,6 @@ pub(super) async fn pump(source: Source, sink: Sink, lost: &Lost, read: impl Fn(
 
 #[cfg(test)]
 mod tests {
-    use std::fs::OpenOptions;
-    use std::os::unix::fs::OpenOptionsExt as _;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;

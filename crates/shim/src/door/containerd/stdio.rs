@@ -63,6 +63,8 @@ pub(super) struct Stdio {
     writer: Mutex<Option<File>>,
     /// Output streams that have not ended.
     open: watch::Sender<usize>,
+    /// Pieces of output that were read and that a client has not taken yet.
+    held: watch::Sender<usize>,
     /// Bytes of output read.
     moved: AtomicU64,
     lost: Arc<Lost>,
@@ -157,6 +159,7 @@ impl Stdio {
         Self {
             writer: Mutex::default(),
             open: watch::channel(0).0,
+            held: watch::channel(0).0,
             moved: AtomicU64::new(0),
             lost: Arc::new(lost),
             tasks: Mutex::default(),
@@ -258,12 +261,14 @@ impl Stdio {
         let task = tokio::spawn(async move {
             let sink = pump(source, sink, &lost, |n| {
                 count.0.moved.fetch_add(n, Ordering::Relaxed);
+                Held::new(&count.0)
             })
             .await;
+            let held = Held::new(&count.0);
             drop(count);
             // A burst may have grown the heap.
             pintle_sys::mem::trim();
-            sink.taken(&lost).await;
+            sink.taken(&lost, held).await;
         });
         lock(&self.tasks).push(task.abort_handle());
     }
@@ -342,6 +347,38 @@ impl Stdio {
         }
     }
 
+    /// Waits until all output has ended and who reads it has taken it, but not longer than `limit`; nor longer than `quiet`
+    /// for output that others hold open without writing any. True: it has ended.
+    ///
+    /// `ctr` and others throw away what they have not read yet when they hear of the end of a process.
+    pub(super) async fn settled(&self, quiet: Duration, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        let (mut open, mut held) = (self.open.subscribe(), self.held.subscribe());
+        loop {
+            let waiting = *held.borrow_and_update() > 0;
+            if *open.borrow_and_update() == 0 && !waiting {
+                return true;
+            }
+            let before = self.moved.load(Ordering::Relaxed);
+            let next = if waiting { end } else { (Instant::now() + quiet).min(end) };
+            let change = async {
+                tokio::select! {
+                    _ = open.changed() => {}
+                    _ = held.changed() => {}
+                }
+            };
+            if tokio::time::timeout_at(next, change).await.is_ok() {
+                continue;
+            }
+            // Where this process was not let run, there may be output that it has not even seen.
+            tokio::task::yield_now().await;
+            let still = self.moved.load(Ordering::Relaxed) == before && *self.held.borrow() == 0;
+            if Instant::now() >= end || still {
+                return *self.open.borrow() == 0;
+            }
+        }
+    }
+
     /// Waits for the logger program to end by itself, and ends it if it does not.
     pub(super) async fn finish_program(&self, limit: Duration) {
         let program = lock(&self.program).take();
@@ -379,6 +416,22 @@ struct Count(Arc<Stdio>);
 impl Drop for Count {
     fn drop(&mut self) {
         self.0.open.send_modify(|n| *n = n.saturating_sub(1));
+    }
+}
+
+/// Output on its way to a client.
+struct Held(Arc<Stdio>);
+
+impl Held {
+    fn new(stdio: &Arc<Stdio>) -> Self {
+        stdio.held.send_modify(|n| *n += 1);
+        Self(stdio.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.held.send_modify(|n| *n = n.saturating_sub(1));
     }
 }
 
@@ -457,6 +510,72 @@ mod tests {
             container.join().unwrap();
         });
         assert_eq!(client.join().unwrap().len(), 300_000);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// Clients throw away what they have not read when they are told of an end.
+    #[test]
+    fn an_end_is_held_back_until_a_slow_client_has_taken_all() {
+        let dir = std::env::temp_dir().join(format!("pintle-settle-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = fifo(&dir, "out");
+        let opening = path.clone();
+        let client = std::thread::spawn(move || File::open(opening).unwrap());
+        runtime().block_on(async {
+            let sink = open_output(&path).await.unwrap();
+            let mut client = client.join().unwrap();
+            let look = client.try_clone().unwrap();
+            let (reader, writer) = pipe_pair().unwrap();
+            let logger = Logger::open(&dir.join("no-log"), false, "n", "c");
+            let stdio = Arc::new(Stdio::new(Lost::new("c", logger)));
+            stdio.pump_output(Source::Pipe(pipe::Receiver::from_owned_fd(reader).unwrap()), sink);
+            // More than the FIFO holds, and no more than it, we and the container's pipe do.
+            let container = std::thread::spawn(move || {
+                File::from(writer).write_all(&[b'x'; 150_000]).unwrap();
+            });
+            while !container.is_finished() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let slow = std::thread::spawn(move || {
+                let (mut all, mut piece) = (0, vec![0; 20_000]);
+                loop {
+                    // Longer than the pause after which output counts as held open.
+                    std::thread::sleep(Duration::from_millis(100));
+                    match client.read(&mut piece).unwrap() {
+                        0 => return all,
+                        n => all += n,
+                    }
+                }
+            });
+            assert!(stdio.settled(Duration::from_millis(10), Duration::from_secs(60)).await);
+            assert_eq!(pintle_sys::bytes::unread(look.as_fd()), 0);
+            drop(look);
+            assert_eq!(slow.join().unwrap(), 150_000);
+        });
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// Where nobody reads, an end waits for nothing but output that moves.
+    #[test]
+    fn an_end_does_not_wait_for_a_fifo_that_nobody_reads() {
+        let dir = std::env::temp_dir().join(format!("pintle-unread-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = fifo(&dir, "out");
+        let opening = path.clone();
+        let client = std::thread::spawn(move || File::open(opening).unwrap());
+        runtime().block_on(async {
+            let sink = open_output(&path).await.unwrap();
+            drop(client.join().unwrap());
+            let (reader, writer) = pipe_pair().unwrap();
+            let logger = Logger::open(&dir.join("no-log"), false, "n", "c");
+            let stdio = Arc::new(Stdio::new(Lost::new("c", logger)));
+            stdio.pump_output(Source::Pipe(pipe::Receiver::from_owned_fd(reader).unwrap()), sink);
+            File::from(writer).write_all(&[b'x'; 1000]).unwrap();
+            let long = Duration::from_secs(3600);
+            let settled = tokio::time::timeout(Duration::from_secs(60), stdio.settled(long, long)).await;
+            assert!(settled.unwrap());
+            stdio.close();
+        });
         std::fs::remove_dir_all(dir).unwrap();
     }
 }
