@@ -59,7 +59,7 @@ impl WallTime {
 }
 
 /// The calendar date of a day number counted from 1970-01-01 (proleptic Gregorian calendar).
-fn civil_from_days(days: i64) -> (i64, u32, u32) {
+pub fn civil_from_days(days: i64) -> (i64, u32, u32) {
     // Years are taken to start in March, so that the leap day is the last one.
     let z = days.saturating_add(719_468);
     let era = z.div_euclid(146_097);

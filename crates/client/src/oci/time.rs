@@ -112,20 +112,6 @@ impl From<Timestamp> for SystemTime {
     }
 }
 
-/// Year, month and day of a day counted from the Unix epoch (proleptic Gregorian calendar).
-fn civil(days: i64) -> (i64, i64, i64) {
-    // Eras of 400 years, with years that begin in March so that the leap day comes last.
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    (yoe + era * 400 + i64::from(month <= 2), month, day)
-}
-
 fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = year - i64::from(month <= 2);
     let era = year.div_euclid(400);
@@ -148,7 +134,7 @@ fn days_in_month(year: i64, month: i64) -> i64 {
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let local = self.unix + i64::from(self.offset_minutes) * 60;
-        let (year, month, day) = civil(local.div_euclid(86_400));
+        let (year, month, day) = pintle_core::wall::civil_from_days(local.div_euclid(86_400));
         let second = local.rem_euclid(86_400);
         write!(
             f,

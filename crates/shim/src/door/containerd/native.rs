@@ -28,6 +28,7 @@ use super::error::TaskError;
 use super::logger::now;
 use super::process::{Phase, Process, ProcessExit};
 use super::server::accept;
+use super::task::detached;
 use crate::door::guard::Limits;
 use crate::door::native::args::default_root;
 use crate::door::native::convert;
@@ -249,7 +250,6 @@ fn status(phase: Phase, freeze: Freeze) -> wire::Status {
 }
 
 fn exit_of(exit: ProcessExit, started: Option<WallTime>, kills: bool) -> wire::Exit {
-    use pintle_core::exit::Exit;
     let mut out = wire::Exit {
         status: exit.status,
         // Only an end by the kernel's own signal can be the result of a kill for memory.
@@ -259,30 +259,8 @@ fn exit_of(exit: ProcessExit, started: Option<WallTime>, kills: bool) -> wire::E
         boot_id: clock::boot_id(),
         ..Default::default()
     };
-    match exit.how {
-        Exit::Code(code) => {
-            out.kind = wire::ExitKind::CODE.into();
-            out.code = i32::from(code);
-        }
-        Exit::Signal { signal, core } => {
-            out.kind = wire::ExitKind::SIGNAL.into();
-            out.signal = signal;
-            out.core_dumped = core;
-        }
-        Exit::Unknown(reason) => {
-            out.kind = wire::ExitKind::UNKNOWN.into();
-            out.reason = reason.as_str().to_owned();
-        }
-    }
+    convert::how(&mut out, exit.how);
     out
-}
-
-/// Runs a changing call to its end whatever becomes of the client.
-async fn detached(work: impl Future<Output = Result<(), TaskError>> + Send + 'static) -> Answer<()> {
-    match tokio::spawn(work).await {
-        Ok(done) => Ok(done?),
-        Err(e) => Err(TaskError::unknown(format!("the call ended early: {e}")).into()),
-    }
 }
 
 #[async_trait]

@@ -27,7 +27,7 @@ pub(super) struct TaskService {
 }
 
 /// Runs work to its end whatever becomes of the caller.
-async fn detached<T: Send + 'static>(
+pub(super) async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> ttrpc::Result<T> {
     match tokio::spawn(work).await {

@@ -59,16 +59,9 @@ pub(super) fn error(failure: Failure) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(answer)
 }
 
-pub(super) fn exit(record: &ExitRecord) -> wire::Exit {
-    let mut out = wire::Exit {
-        status: unsigned(record.exit.shell_code()),
-        oom_killed: record.oom.init_killed,
-        started_at: nanos(record.started_at),
-        finished_at: record.finished_at.unix_nanos(),
-        boot_id: record.boot_id.clone(),
-        ..Default::default()
-    };
-    match record.exit {
+/// Fills in how it ended.
+pub(in crate::door) fn how(out: &mut wire::Exit, exit: Exit) {
+    match exit {
         Exit::Code(code) => {
             out.kind = wire::ExitKind::CODE.into();
             out.code = i32::from(code);
@@ -83,6 +76,18 @@ pub(super) fn exit(record: &ExitRecord) -> wire::Exit {
             out.reason = reason.as_str().to_owned();
         }
     }
+}
+
+pub(super) fn exit(record: &ExitRecord) -> wire::Exit {
+    let mut out = wire::Exit {
+        status: unsigned(record.exit.shell_code()),
+        oom_killed: record.oom.init_killed,
+        started_at: nanos(record.started_at),
+        finished_at: record.finished_at.unix_nanos(),
+        boot_id: record.boot_id.clone(),
+        ..Default::default()
+    };
+    how(&mut out, record.exit);
     out
 }
 
