@@ -366,8 +366,8 @@ mod tests {
         let args = ["-c", "a", "-e", "--api-version"];
         assert_eq!(refused(&args), told("Container UUID not provided. Use --cuuid"));
         assert_eq!(refused(&["-c", "a", "-u", "b"]), told("Runtime path not provided. Use --runtime"));
-        let text = "Runtime path /nonexistent is not valid No such file or directory";
-        assert_eq!(refused(&["-c", "a", "-u", "b", "-r", "/nonexistent"]), told(text));
+        let text = "Runtime path /proc/none is not valid No such file or directory";
+        assert_eq!(refused(&["-c", "a", "-u", "b", "-r", "/proc/none"]), told(text));
         let text = "Exec process spec path not provided. Use --exec-process-spec";
         assert_eq!(refused(&["-c", "a", "-e", "-r", "/tmp"]), told(text));
         let text = "Delay before invoking exit command must be greater than or equal to 0";
