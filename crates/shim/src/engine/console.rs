@@ -14,7 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
     /// The socket cannot be made.
-    #[error("create console socket {path}", path = path.display())]
+    #[error("create console socket {path}: {source}", path = path.display())]
     Create {
         /// Where.
         path: PathBuf,
@@ -23,7 +23,7 @@ pub enum ConsoleError {
         source: io::Error,
     },
     /// Accepting or receiving failed.
-    #[error("receive console")]
+    #[error("receive console: {0}")]
     Receive(#[source] io::Error),
     /// The message has no descriptor, or more than one.
     #[error("console message has {0} descriptors instead of 1")]

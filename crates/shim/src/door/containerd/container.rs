@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,7 +16,6 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::args::check_name;
-use super::console::ConsoleSocket;
 use super::error::{Result, TaskError};
 use super::logger::Logger;
 use super::mounts;
@@ -28,6 +26,7 @@ use super::publisher::{Publisher, timestamp};
 use super::runtime;
 use super::stdio::{Owner, Stdio, Wanted};
 use crate::engine::cgroup::Cgroups;
+use crate::engine::console::{ConsoleError, ConsoleSocket};
 use crate::engine::oom::OomWatch;
 use crate::engine::reap::Reaper;
 use crate::engine::runtime::{RunIo, RunOutput, RuntimeCli, RuntimeError};
@@ -326,14 +325,15 @@ impl Container {
             self.run_op(&op, io).await?;
             return Ok(op);
         }
-        let socket = ConsoleSocket::bind().map_err(|e| TaskError::io("make a console socket", e))?;
+        let failed = |e: ConsoleError| TaskError::unknown(e.to_string());
+        let socket = ConsoleSocket::bind(None).map_err(failed)?;
         let op = op(Some(socket.path()));
         let got = {
-            let receive = socket.receive();
+            let receive = socket.receive(Duration::MAX);
             tokio::pin!(receive);
             let run = self.run_op(&op, io);
             tokio::pin!(run);
-            let mut early: Option<std::io::Result<OwnedFd>> = None;
+            let mut early = None;
             loop {
                 tokio::select! {
                     biased;
@@ -351,7 +351,7 @@ impl Container {
                     .map_err(|_| TaskError::deadline("the runtime sent no terminal"))?,
             }
         };
-        let master = got.map_err(|e| TaskError::io("receive the terminal", e))?;
+        let master = got.map_err(failed)?;
         stdio.attach_terminal(master, process.lock().size)?;
         Ok(op)
     }

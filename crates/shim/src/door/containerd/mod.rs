@@ -4,7 +4,6 @@
 //! 3 makes containerd 2.x send the other containers of a pod to the first one's shim (ADR 0030).
 
 mod args;
-mod console;
 mod container;
 mod delete;
 mod error;
