@@ -1209,6 +1209,63 @@ fn a_mount_that_hangs_holds_nobody_else_up() {
     });
 }
 
+/// A root file system in an image: mount(8) makes it, whose end is nobody else's but the reaper's. One that is no image is
+/// refused in mount's own words.
+#[test]
+fn images_on_loop_devices() {
+    block_on(async {
+        let (dir, _sink, _server, settings) = daemon(Caller::Old).await;
+        let image = dir.join("image");
+        let mut mkfs = Command::new(pintle_tests::require_tool("mkfs.ext4"));
+        let made = output_within(mkfs.arg("-q").arg("-d").arg(rootfs()).arg(&image).arg("16M"));
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let probe = dir.join("probe");
+        fs::create_dir(&probe).unwrap();
+        let mounted = output_within(Command::new("mount").args(["-o", "loop,ro"]).arg(&image).arg(&probe));
+        if !mounted.status.success() {
+            println!("notice: left out: no loop device: {}", String::from_utf8_lossy(&mounted.stderr).trim());
+            return;
+        }
+        assert!(output_within(Command::new("umount").arg(&probe)).status.success());
+        let shim = TaskShim::start(&Bundle::sh("exit 5"), &settings);
+        let source = |path: &Path| pintle_proto::containerd::task::Mount {
+            type_: "ext4".to_owned(),
+            source: path.to_str().unwrap().to_owned(),
+            options: vec!["loop".to_owned(), "ro".to_owned()],
+            ..Default::default()
+        };
+        // The end of a child that two wait for is lost at times only.
+        for n in 0..6 {
+            let task = shim.connect_for(&format!("{}l{n}", shim.id)).await;
+            let bundle = Bundle::sh("exit 5").write(&shim.dir.join(format!("l{n}")));
+            let config = bundle.join("config.json");
+            let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+            spec["root"]["path"] = bundle.join("rootfs").to_str().unwrap().into();
+            fs::write(&config, spec.to_string()).unwrap();
+            task.create(&shim, |r| {
+                r.bundle = bundle.to_str().unwrap().to_owned();
+                r.rootfs.push(source(&image));
+            })
+            .await
+            .unwrap_or_else(|e| panic!("create {n}: {e:?}"));
+            task.start("").await.unwrap();
+            assert_eq!(task.wait("").await, Ok(5), "{n}");
+            task.delete("").await.unwrap();
+        }
+        let task = shim.connect_for(&format!("{}none", shim.id)).await;
+        let bundle = Bundle::sh("exit 5").write(&shim.dir.join("none"));
+        let refused = task.create(&shim, |r| {
+            r.bundle = bundle.to_str().unwrap().to_owned();
+            r.rootfs.push(source(&dir.join("no-image")));
+        });
+        let Refused(_, message) = refused.await.unwrap_err();
+        assert!(message.contains("no-image") && message.contains("mount: "), "{message}");
+        let pid = shim.pid();
+        task.shutdown().await;
+        aside(|| shim.gone(pid));
+    });
+}
+
 /// Operators send SIGUSR1 to containerd's own shims for their stacks; what ends the shim ends the container.
 #[test]
 fn signals_do_not_end_the_server() {

@@ -430,7 +430,7 @@ async fn missing_log_directory_is_an_error_of_create() {
 fn storm() -> Vec<i32> {
     let own_fault = [libc::SIGILL, libc::SIGFPE, libc::SIGSEGV, libc::SIGBUS];
     let never = [libc::SIGKILL, libc::SIGSTOP];
-    (1..=31).chain(34..=64).filter(|s| !own_fault.contains(s) && !never.contains(s)).collect()
+    (1..=64).filter(|s| !own_fault.contains(s) && !never.contains(s)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -628,6 +628,10 @@ fn mount_of(controllers: &str) -> String {
 /// is had from an adopter, which tells the truth or that nobody can.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_each_step_of_the_rundown() {
+    if std::env::var_os("PINTLE_TEST_DIST").is_some() {
+        println!("notice: left out: the release programs have no places to die at");
+        return;
+    }
     let native = Native::new("fstep");
     let steps = ["reaped", "drained", "log-closed", "record-written", "exit-file-written", "saved", "told"];
     for (n, step) in steps.into_iter().enumerate() {

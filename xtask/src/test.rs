@@ -111,7 +111,12 @@ pub(crate) fn all(options: &Options) -> Result<()> {
     }
     let built = began.elapsed();
 
-    let run = Run { doors, full: options.full, marker: format!("PINTLE_TEST_RUN={}", std::process::id()) };
+    let run = Run {
+        doors,
+        full: options.full,
+        dist: options.dist,
+        marker: format!("PINTLE_TEST_RUN={}", std::process::id()),
+    };
     let mut outcomes = Vec::new();
     for target in &targets {
         let outcome = run.target(target, &options.filters)?;
@@ -214,6 +219,7 @@ fn compile() -> Result<Vec<Target>> {
 struct Run {
     doors: PathBuf,
     full: bool,
+    dist: bool,
     /// Put into the environment of the tests: what they leave running is known by it.
     marker: String,
 }
@@ -259,6 +265,9 @@ impl Run {
         }
         if self.full {
             c.env("PINTLE_TEST_FULL", "1");
+        }
+        if self.dist {
+            c.env("PINTLE_TEST_DIST", "1");
         }
         c
     }

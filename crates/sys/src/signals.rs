@@ -67,6 +67,27 @@ pub fn swallow(signal: i32) -> io::Result<()> {
     install(signal)
 }
 
+/// Keeps back the signals that a C library has for itself (glibc 32 and 33, musl 32 to 34): it lets nobody handle them, and
+/// the kernel's default is to end the process. The mask of a program that is started is set anew, so nobody inherits it.
+///
+/// # Errors
+/// That of `rt_sigprocmask`.
+pub fn hold_library_signals() -> io::Result<()> {
+    let held: u64 = 0b111 << (32 - 1);
+    // SAFETY: the kernel reads eight bytes of a mask that outlives the call; the library, which would leave these
+    // signals out, is not asked.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_BLOCK,
+            &raw const held,
+            std::ptr::null::<u64>(),
+            size_of::<u64>(),
+        )
+    };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,6 +13,7 @@ use pintle_proto::containerd::task_events::{TaskCreate, TaskExit, TaskIO, TaskOO
 use pintle_sys::atomic::{Durability, write};
 use pintle_sys::clock;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::args::check_name;
@@ -91,6 +92,8 @@ pub(super) struct ContainerState {
     cgroups: Arc<Cgroups>,
     pub(super) oom: Option<Arc<OomWatch>>,
     pub(super) oom_kills: u64,
+    /// Ended with the container.
+    pub(super) oom_task: Option<AbortHandle>,
 }
 
 /// Restore instead of create.
@@ -193,7 +196,7 @@ impl Container {
         let private_pids =
             spec.is_some_and(|s| s.linux.namespaces.iter().any(|n| n.kind == "pid" && n.path.is_empty()));
         keep_options(&bundle, &options)?;
-        mounts::mount_all(&request.rootfs, bundle.rootfs()).await?;
+        mounts::mount_all(&request.rootfs, bundle.rootfs(), &shared.reaper).await?;
         let wanted = Wanted {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -227,6 +230,7 @@ impl Container {
                 cgroups: Arc::default(),
                 oom: None,
                 oom_kills: 0,
+                oom_task: None,
             }),
             changed: watch::channel(()).0,
             pending: Mutex::default(),
@@ -302,13 +306,18 @@ impl Container {
         }
         if let Some(watch) = oom {
             let weak = Arc::downgrade(self);
-            tokio::spawn(async move {
+            let task = tokio::spawn(async move {
                 loop {
                     let kills = watch.next().await;
                     let Some(container) = weak.upgrade() else { return };
                     container.tell_oom(kills);
                 }
             });
+            // Its descriptors are this container's, and the shim may have others for a long time yet.
+            let before = self.lock().oom_task.replace(task.abort_handle());
+            if let Some(before) = before {
+                before.abort();
+            }
         }
     }
 

@@ -210,6 +210,10 @@ impl Container {
             let mut state = self.lock();
             state.deleted = true;
             state.muted = true;
+            state.oom = None;
+            if let Some(task) = state.oom_task.take() {
+                task.abort();
+            }
         }
         lock(&self.shared.containers).remove(&self.id);
         self.shared.touched.send_modify(|n| *n += 1);
@@ -235,6 +239,7 @@ impl Container {
         let end = Instant::now() + DRAIN;
         for stdio in self.execs().into_iter().filter_map(|exec| exec.stdio()) {
             stdio.drained(SETTLE, end.saturating_duration_since(Instant::now())).await;
+            stdio.finish_program(SETTLE.min(end.saturating_duration_since(Instant::now()))).await;
             stdio.close();
         }
     }

@@ -10,11 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use pintle_proto::containerd::task::Mount;
 
 use super::error::{Result, TaskError};
+use crate::engine::reap::Reaper;
 
 /// Options of a mount in the words of fstab.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,12 +127,23 @@ async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 }
 
 /// Mounts all of a root file system; on failure what was mounted is taken back.
-pub(super) async fn mount_all(mounts: &[Mount], rootfs: PathBuf) -> Result<()> {
+pub(super) async fn mount_all(mounts: &[Mount], rootfs: PathBuf, reaper: &Reaper) -> Result<()> {
     if mounts.is_empty() {
         return Ok(());
     }
-    let mounts = mounts.to_vec();
-    apart(move || mount_now(&mounts, &rootfs)).await.map_err(|e| TaskError::io("mount", e))?
+    match fs::DirBuilder::new().mode(0o711).create(&rootfs) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(TaskError::io(format!("create {}", rootfs.display()), e));
+        }
+        _ => {}
+    }
+    for entry in mounts {
+        if let Err(error) = mount_one(entry, &rootfs, reaper).await {
+            let _ = unmount_all(rootfs).await;
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// Unmounts everything at and below `rootfs`, innermost first. Nothing mounted is success.
@@ -141,24 +154,7 @@ pub(super) async fn unmount_all(rootfs: PathBuf) -> io::Result<()> {
     apart(move || unmount_now(&rootfs)).await?
 }
 
-/// As [`mount_all`], in this thread.
-fn mount_now(mounts: &[Mount], rootfs: &Path) -> Result<()> {
-    match fs::DirBuilder::new().mode(0o711).create(rootfs) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(TaskError::io(format!("create {}", rootfs.display()), e));
-        }
-        _ => {}
-    }
-    for entry in mounts {
-        if let Err(error) = mount_one(entry, rootfs) {
-            let _ = unmount_now(rootfs);
-            return Err(error);
-        }
-    }
-    Ok(())
-}
-
-fn mount_one(entry: &Mount, rootfs: &Path) -> Result<()> {
+async fn mount_one(entry: &Mount, rootfs: &Path, reaper: &Reaper) -> Result<()> {
     let below = entry.target.trim_start_matches('/');
     if below.split('/').any(|part| part == "..") {
         return Err(TaskError::invalid(format!(
@@ -167,28 +163,35 @@ fn mount_one(entry: &Mount, rootfs: &Path) -> Result<()> {
         )));
     }
     let target = if below.is_empty() { rootfs.to_path_buf() } else { rootfs.join(below) };
-    let failed = |e: io::Error| {
+    let parsed = parse(&entry.options);
+    let done = if parsed.loop_device {
+        mount_loop(entry, &target, reaper).await
+    } else {
+        let (entry, target) = (entry.clone(), target.clone());
+        apart(move || mount_now(&entry, &target, &parsed)).await.and_then(|done| done)
+    };
+    done.map_err(|e| {
         TaskError::unknown(format!(
             "failed to mount rootfs component {:?} of type {:?} on {}: {e}",
             entry.source,
             entry.type_,
             target.display()
         ))
-    };
-    let parsed = parse(&entry.options);
-    if parsed.loop_device {
-        return mount_loop(entry, &target).map_err(failed);
-    }
+    })
+}
+
+/// In a thread that ends afterwards.
+fn mount_now(entry: &Mount, target: &Path, parsed: &Parsed) -> io::Result<()> {
     let mut data = parsed.data.join(",");
     if data.len() > MAX_DATA && entry.type_ == "overlay" {
         if let Some((short, directory)) = shorten(&parsed.data) {
             // A working directory of this thread's own, from here to its end.
-            unshare(CloneFlags::CLONE_FS).map_err(|e| failed(e.into()))?;
-            std::env::set_current_dir(&directory).map_err(failed)?;
+            unshare(CloneFlags::CLONE_FS)?;
+            std::env::set_current_dir(&directory)?;
             data = short;
         }
     }
-    mount_flags(entry, &target, &parsed, &data).map_err(|e| failed(e.into()))
+    Ok(mount_flags(entry, target, parsed, &data)?)
 }
 
 fn mount_flags(entry: &Mount, target: &Path, parsed: &Parsed, data: &str) -> nix::Result<()> {
@@ -214,17 +217,22 @@ fn mount_flags(entry: &Mount, target: &Path, parsed: &Parsed, data: &str) -> nix
     Ok(())
 }
 
-/// Images on loop devices are left to mount(8), which frees the device with the mount.
-fn mount_loop(entry: &Mount, target: &Path) -> io::Result<()> {
-    let out = Command::new("mount")
-        .args(["-t", &entry.type_, "-o", &entry.options.join(","), "--", &entry.source])
-        .arg(target)
-        .stdin(Stdio::null())
-        .output()?;
-    if out.status.success() {
+/// Images on loop devices are left to mount(8), which frees the device with the mount. A process that the reaper knows: it
+/// takes the end of every child.
+async fn mount_loop(entry: &Mount, target: &Path, reaper: &Reaper) -> io::Result<()> {
+    let (words, says) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    let mut command = Command::new("mount");
+    command.args(["-t", &entry.type_, "-o", &entry.options.join(","), "--", &entry.source]).arg(target);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(says);
+    let child = reaper.spawn(&mut command)?;
+    drop(command);
+    if child.exit.wait().await.success() {
         return Ok(());
     }
-    Err(io::Error::other(String::from_utf8_lossy(&out.stderr).trim().to_owned()))
+    // What is there, not to its end: a helper may hold it open.
+    let mut buffer = [0; 4096];
+    let n = nix::unistd::read(&words, &mut buffer).unwrap_or(0);
+    Err(io::Error::other(String::from_utf8_lossy(buffer.get(..n).unwrap_or_default()).trim().to_owned()))
 }
 
 /// As [`unmount_all`], in this thread.

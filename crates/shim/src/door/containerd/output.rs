@@ -1,12 +1,12 @@
 //! Moves a stream of output from the container to where it is wanted, and counts what could not be moved.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -19,8 +19,9 @@ use crate::engine::log::{LossCause, Losses};
 
 /// Bytes moved at once. Taken when there is something to move, given back when there is not.
 pub(super) const BUFFER: usize = 32 * 1024;
-/// Between two looks whether somebody reads again.
+/// Between two looks whether somebody reads again, at first and after a while.
 const LOOK: Duration = Duration::from_millis(200);
+const LOOK_MAX: Duration = Duration::from_secs(10);
 
 /// Output that went nowhere, by cause.
 pub(super) struct Lost {
@@ -112,35 +113,46 @@ impl Sink {
     pub(super) async fn taken<H>(self, lost: &Lost, held: H) {
         let Self::Fifo(sender, ours) = self else { return };
         drop(ours);
-        let left = Left { sender, lost };
-        if left.bytes() == 0 {
+        let Ok(sender) = sender.into_nonblocking_fd() else { return };
+        let mut left = Left { sender, lost };
+        let mut held = Some(held);
+        let mut pause = LOOK;
+        loop {
+            if left.bytes() > 0 {
+                drop(held.take());
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LOOK_MAX);
+                continue;
+            }
             // Empty, or somebody reads. Looking on takes no writer, so he sees the end.
-            let Ok(rest) = look_on(&left.sender) else { return };
+            let Ok(rest) = reopen(&left.sender, OFlag::O_RDONLY) else { return };
             drop(left);
+            let mut rest = Rest { reader: Some(rest), lost };
             let end = Instant::now() + SETTLE;
             let mut pause = Duration::from_millis(1);
-            while pintle_sys::bytes::unread(rest.as_fd()) > 0 && Instant::now() < end {
+            while rest.bytes() > 0 && Instant::now() < end {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_millis(20));
             }
-            return;
-        }
-        drop(held);
-        while left.bytes() > 0 {
-            tokio::time::sleep(LOOK).await;
+            // He may have gone without reading it.
+            match rest.back() {
+                Some(again) if again.bytes() > 0 => left = again,
+                _ => return,
+            }
         }
     }
 }
 
-/// A reader of a FIFO that is open already, whatever has become of its name.
-fn look_on(sender: &pipe::Sender) -> io::Result<File> {
-    let path = format!("/proc/self/fd/{}", sender.as_raw_fd());
-    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
+/// Opens a FIFO that is open already once more, whatever has become of its name.
+fn reopen(fifo: &OwnedFd, how: OFlag) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", fifo.as_raw_fd());
+    let flags = how | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    Ok(nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty())?)
 }
 
-/// A FIFO in which something may be left.
+/// The writing end of a FIFO in which something may be left.
 struct Left<'a> {
-    sender: pipe::Sender,
+    sender: OwnedFd,
     lost: &'a Lost,
 }
 
@@ -157,6 +169,32 @@ impl Left<'_> {
 impl Drop for Left<'_> {
     fn drop(&mut self) {
         self.lost.add(LossCause::Deadline, self.bytes());
+    }
+}
+
+/// A reader that only looks on. What is left when it goes is lost, unless somebody else reads.
+struct Rest<'a> {
+    reader: Option<OwnedFd>,
+    lost: &'a Lost,
+}
+
+impl<'a> Rest<'a> {
+    fn bytes(&self) -> u64 {
+        self.reader.as_ref().map_or(0, |reader| pintle_sys::bytes::unread(reader.as_fd()))
+    }
+
+    /// The writing end again, where something is left.
+    fn back(&mut self) -> Option<Left<'a>> {
+        let reader = self.reader.take().filter(|reader| pintle_sys::bytes::unread(reader.as_fd()) > 0)?;
+        let sender = reopen(&reader, OFlag::O_WRONLY).ok()?;
+        drop(reader);
+        Some(Left { sender, lost: self.lost })
+    }
+}
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        drop(self.back());
     }
 }
 
@@ -216,7 +254,9 @@ impl Drop for Moving<'_> {
         self.lost.add(LossCause::Deadline, self.held.saturating_add(self.source.unread()));
         if let Sink::Fifo(sender, ours) = self.take_sink() {
             drop(ours);
-            drop(Left { sender, lost: self.lost });
+            if let Ok(sender) = sender.into_nonblocking_fd() {
+                drop(Left { sender, lost: self.lost });
+            }
         }
     }
 }
@@ -259,9 +299,75 @@ pub(super) async fn pump<H>(source: Source, sink: Sink, lost: &Lost, read: impl 
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    use std::path::PathBuf;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { tokio::time::timeout(LONG, work).await.expect("in time") })
+    }
+
+    /// A FIFO, and what is to be removed with it.
+    fn fifo(name: &str) -> (PathBuf, PathBuf) {
+        let dir = std::env::temp_dir().join(format!("pintle-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("out");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        (dir, path)
+    }
+
+    fn reader(path: &std::path::Path) -> File {
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap()
+    }
+
+    /// A reader that was there when the output ended, and goes without reading it, costs nobody a byte.
+    #[test]
+    fn what_a_reader_leaves_waits_for_the_next_one() {
+        for comes_back in [true, false] {
+            let (dir, path) = fifo(&format!("leaves-{comes_back}"));
+            block_on(async {
+                let client = reader(&path);
+                let mut sink =
+                    Sink::Fifo(pipe::OpenOptions::new().open_sender(&path).unwrap(), reader(&path));
+                sink.write_all(&[b'x'; 5000]).await.unwrap();
+                let lost = Arc::new(Lost::new("c", Logger::open(&dir.join("no-log"), false, "n", "c")));
+                let counts = lost.clone();
+                let task = tokio::spawn(async move { sink.taken(&counts, ()).await });
+                // It looks on.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                drop(client);
+                if comes_back {
+                    // Later than anybody is looked at.
+                    tokio::time::sleep(SETTLE * 2).await;
+                    let mut back = reader(&path);
+                    let mut all = Vec::new();
+                    let read = std::thread::spawn(move || {
+                        while match std::io::Read::read_to_end(&mut back, &mut all) {
+                            Err(e) => e.kind() == io::ErrorKind::WouldBlock,
+                            Ok(_) => false,
+                        } {
+                            std::thread::yield_now();
+                        }
+                        all.len()
+                    });
+                    task.await.unwrap();
+                    assert_eq!(read.join().unwrap(), 5000);
+                    assert_eq!(lost.sums().total(), 0);
+                } else {
+                    task.abort();
+                    assert!(task.await.unwrap_err().is_cancelled());
+                    assert_eq!(lost.sums().iter().collect::<Vec<_>>(), [(LossCause::Deadline, 5000)]);
+                }
+            });
+            std::fs::remove_dir_all(dir).unwrap();
+        }
+    }
 
     /// Wherever the bytes are when a stream is given up (in the container's pipe, in our hands, in a FIFO that nobody
     /// reads), each is counted once.
@@ -269,13 +375,9 @@ mod tests {
     fn what_lies_in_a_fifo_that_nobody_reads_is_counted_with_the_rest() {
         const FIRST: usize = 1000;
         const ALL: usize = 120_000;
-        let dir = std::env::temp_dir().join(format!("pintle-output-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let path = dir.join("out");
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let ours = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        let (dir, path) = fifo("output");
+        block_on(async {
+            let ours = reader(&path);
             let sink = Sink::Fifo(pipe::OpenOptions::new().open_sender(&path).unwrap(), ours);
             let (theirs, container) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
             let source = Source::Pipe(pipe::Receiver::from_owned_fd(theirs).unwrap());

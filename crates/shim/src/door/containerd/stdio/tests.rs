@@ -61,14 +61,17 @@ fn an_end_is_held_back_until_a_slow_client_has_taken_all() {
         let container = std::thread::spawn(move || {
             File::from(writer).write_all(&[b'x'; 150_000]).unwrap();
         });
-        while !container.is_finished() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let written = async {
+            while !container.is_finished() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), written).await.unwrap();
         let slow = std::thread::spawn(move || {
             let (mut all, mut piece) = (0, vec![0; 20_000]);
             loop {
                 // Longer than the pause after which output counts as held open.
-                std::thread::sleep(Duration::from_millis(100));
+                std::thread::sleep(Duration::from_millis(30));
                 match client.read(&mut piece).unwrap() {
                     0 => return all,
                     n => all += n,
