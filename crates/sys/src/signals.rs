@@ -67,25 +67,27 @@ pub fn swallow(signal: i32) -> io::Result<()> {
     install(signal)
 }
 
-/// Keeps back the signals that a C library has for itself (glibc 32 and 33, musl 32 to 34): it lets nobody handle them, and
-/// the kernel's default is to end the process. The mask of a program that is started is set anew, so nobody inherits it.
+/// As [`swallow`], for the signals that a C library has for itself (glibc 32 and 33, musl 32 to 34). It lets nobody handle
+/// them, and the kernel's default is to end the process. What it uses them for needs several threads: cancelling one, and
+/// changing the user of all. Blocking them would not last: musl forgets that they were when it starts a program.
 ///
 /// # Errors
-/// That of `rt_sigprocmask`.
-pub fn hold_library_signals() -> io::Result<()> {
-    let held: u64 = 0b111 << (32 - 1);
-    // SAFETY: the kernel reads eight bytes of a mask that outlives the call; the library, which would leave these
-    // signals out, is not asked.
-    let rc = unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_BLOCK,
-            &raw const held,
-            std::ptr::null::<u64>(),
-            size_of::<u64>(),
-        )
+/// That of `rt_sigaction`.
+pub fn swallow_library_signals() -> io::Result<()> {
+    /// More than the kernel's structure has on any architecture; it is taken from one signal and given to others.
+    type Action = [u64; 8];
+    let sigaction = |signal: libc::c_int, new: *const Action, old: *mut Action| {
+        // SAFETY: each pointer is null or to an action that outlives the call. The kernel reads one that it has written,
+        // and its handler does only what is allowed in one.
+        match unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, old, size_of::<u64>()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let mut action = Action::default();
+    swallow(libc::SIGUSR2)?;
+    sigaction(libc::SIGUSR2, std::ptr::null(), &raw mut action)?;
+    (32..=34).try_for_each(|signal| sigaction(signal, &raw const action, std::ptr::null_mut()))
 }
 
 #[cfg(test)]

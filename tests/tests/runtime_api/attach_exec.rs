@@ -140,6 +140,7 @@ async fn exec_ends_with_its_caller() {
     {
         let exec = place.runtime.exec_container(&c, &cmd, Streams::default());
         tokio::pin!(exec);
+        // It shows while the shim starts it, before its caller has had an answer.
         let seen = wait_for_async("the exec to run", async || {
             if execs().await.iter().any(|e| e.exit.is_none()) { Ok(()) } else { Err("not yet") }
         });

@@ -27,9 +27,12 @@ impl ShimBackend {
         (options.process_json, options.args) = process(container, command, streams.terminal)?;
         options.terminal = streams.terminal;
         options.stdin = streams.stdin.is_some();
-        let mut exec = Self::reached(container, self.monitor(container).exec(&options).await)?;
-        let stdio = exec.stdio.take();
-        let mut guard = KillOnDrop(Some(exec));
+        let monitor = self.monitor(container);
+        // A task of its own: a caller that goes away while the shim starts the command ends it all the same.
+        let starting = tokio::spawn(async move { monitor.exec(&options).await.map(|e| KillOnDrop(Some(e))) });
+        let started = starting.await.map_err(|e| Error::System(io::Error::other(e)))?;
+        let mut guard = Self::reached(container, started)?;
+        let stdio = guard.0.as_mut().and_then(|exec| exec.stdio.take());
         let (Some(exec), Some(stdio)) = (&guard.0, stdio) else {
             return Err(Error::Unsupported("the exec has no streams".into()));
         };
@@ -99,7 +102,7 @@ fn process(container: &Container, command: &[String], terminal: bool) -> Result<
     }
 }
 
-/// A caller that goes away ends its command.
+/// A caller that goes away ends its command, also while it is being started.
 struct KillOnDrop(Option<Exec>);
 
 impl Drop for KillOnDrop {

@@ -3,7 +3,7 @@
 //! Handlers instead of ignoring, because an ignored signal would be inherited by the runtime and the container.
 
 use crate::engine::signal::{Signal, signal};
-use pintle_sys::signals::{hold_library_signals, swallow};
+use pintle_sys::signals::{swallow, swallow_library_signals};
 
 /// Installs handlers for every signal that would end the process and can be handled. SIGHUP means "reopen the logs";
 /// the others mean nothing: who wants the container to end says so to the container.
@@ -14,8 +14,8 @@ pub(super) fn install() -> std::io::Result<Signal> {
 
 /// Lets every signal that would end the process and can be handled do nothing.
 pub(in crate::door) fn swallow_all() {
-    // It cannot fail: the mask is ours and whole.
-    let _ = hold_library_signals();
+    // It cannot fail: all of these can be handled.
+    let _ = swallow_library_signals();
     let real_time = 34..=64;
     for number in (1..=31).chain(real_time) {
         let fatal_or_special = matches!(
@@ -33,7 +33,7 @@ pub(in crate::door) fn swallow_all() {
                 | libc::SIGWINCH
         );
         if !fatal_or_special {
-            // musl keeps 34 for itself and refuses it; it is held.
+            // musl refuses 34, which has been taken care of.
             let _ = swallow(number);
         }
     }
