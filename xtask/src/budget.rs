@@ -1,6 +1,7 @@
 //! What the shim may cost: the size of its program, the private memory of an idle one, and the system calls
-//! for each MiB of log. The release programs are measured; a loaded machine moves the last by a factor of two, the
-//! others not.
+//! for each MiB of log; and that no signal ends it, since another C library keeps other signals for itself than the one
+//! that the tests run with. The release programs are measured; a loaded machine moves the system calls by a factor of two,
+//! the others not.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,6 +11,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+
+use nix::sys::signal::Signal;
 
 use crate::{dist, packages, sh};
 
@@ -114,10 +117,7 @@ impl Bench {
             let full = (MIB << 20) / 80 * 125;
             until("the log to be written", || Ok(fs::metadata(&log)?.len() >= full))
         });
-        let _ = nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(strace.id() as i32),
-            nix::sys::signal::Signal::SIGTERM,
-        );
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(strace.id() as i32), Signal::SIGTERM);
         let _ = strace.wait();
         all?;
         let calls = fs::read_to_string(&counts).context("what strace saw")?.lines().count() as u64;
@@ -125,6 +125,7 @@ impl Bench {
             ("size of the program, KiB", program, PROGRAM_KIB),
             ("private memory of an idle shim, KiB", private, PRIVATE_KIB),
             ("system calls for a MiB of log", calls / MIB, CALLS_PER_MIB),
+            ("signals that would end a shim", deadly(pid)?, 0),
         ])
     }
 
@@ -132,6 +133,33 @@ impl Bench {
         let _ = self.pintle(&["rm", "-f", "budget"]);
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// How many signals would end a process, of those that it can do something about (signal(7)).
+fn deadly(pid: u64) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read the shim's signals")?;
+    let set = |name: &str| -> Result<u64> {
+        let line = status.lines().find_map(|l| l.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+        Ok(u64::from_str_radix(line.trim(), 16)?)
+    };
+    let taken = set("SigCgt:")? | set("SigIgn:")?;
+    // SIGKILL and SIGSTOP; the shim's own faults; those whose default ends nothing.
+    const OTHERS: [i32; 13] = [
+        Signal::SIGKILL as i32,
+        Signal::SIGSTOP as i32,
+        Signal::SIGILL as i32,
+        Signal::SIGFPE as i32,
+        Signal::SIGSEGV as i32,
+        Signal::SIGBUS as i32,
+        Signal::SIGCHLD as i32,
+        Signal::SIGCONT as i32,
+        Signal::SIGTSTP as i32,
+        Signal::SIGTTIN as i32,
+        Signal::SIGTTOU as i32,
+        Signal::SIGURG as i32,
+        Signal::SIGWINCH as i32,
+    ];
+    Ok((1..=64).filter(|n| !OTHERS.contains(n) && taken & (1 << (n - 1)) == 0).count() as u64)
 }
 
 /// The private dirty memory of a process once it has stood still for longer than the shim waits before it gives memory
