@@ -11,7 +11,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-
 use nix::sys::signal::Signal;
 
 use crate::{dist, packages, sh};
