@@ -144,8 +144,42 @@ pub(crate) fn cpus(value: &str) -> Result<(i64, u64)> {
 }
 
 #[cfg(test)]
+#[expect(unreachable_pub, reason = "the fuzz crates share the file")]
+#[expect(dead_code, reason = "this crate has no targets of its own")]
+#[path = "../../core/fuzz/src/replay.rs"]
+mod replay;
+
+#[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever is typed is a value in its range, or an error that names it: the words of the client's fuzz target, and
+    /// mutations of them.
+    #[test]
+    fn any_word_is_a_value_or_an_error() {
+        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../client/fuzz/corpus");
+        let target = |data: &[u8]| {
+            let word = String::from_utf8_lossy(data).into_owned();
+            let named = |error: anyhow::Error| assert!(!error.to_string().is_empty());
+            let _ = duration(&word).map_err(named);
+            let _ = bytes(&word).map_err(named);
+            match signal(&word) {
+                Ok(number) => assert!((1..=64).contains(&number) && !signal_name(number).is_empty()),
+                Err(error) => named(error),
+            }
+            match cpus(&word) {
+                Ok((quota, period)) => assert!(quota > 0 && period > 0),
+                Err(error) => named(error),
+            }
+            if check_id(&word).is_ok() {
+                assert!(!word.is_empty() && !word.contains('/') && !word.starts_with('.'));
+            }
+            if let Ok(Some(variable)) = variable(word) {
+                assert!(variable.contains('=') && !variable.starts_with('='));
+            }
+        };
+        super::replay::replay(&corpus, "words", target, 5_000);
+    }
 
     #[test]
     fn values() {
