@@ -1099,7 +1099,7 @@ fn several_containers_in_one_server() {
         }
 
         let shim = TaskShim::start(&sleeper(), &settings);
-        let (mut tasks, mut first) = (Vec::new(), 0);
+        let (mut tasks, mut first, mut open) = (Vec::new(), 0, 0);
         for n in 0..count {
             let task = shim.connect_for(&format!("{}m{n}", shim.id)).await;
             let bundle = sleeper().write(&shim.dir.join(format!("b{n}")));
@@ -1108,6 +1108,7 @@ fn several_containers_in_one_server() {
             tasks.push(task);
             if n == 0 {
                 first = pss_kib(shim.pid());
+                open = pintle_tests::fds(shim.pid()).len();
             }
         }
         let grouped = pss_kib(shim.pid());
@@ -1122,6 +1123,18 @@ fn several_containers_in_one_server() {
         assert!(each <= bound, "{each} KiB for each further container");
         // Each goes by itself; the server stays for the others.
         for (n, task) in tasks.iter().enumerate() {
+            if n + 1 == count {
+                // Of the others nothing is held any more but our connections.
+                wait_for_async("descriptors to be given back", || async {
+                    let now = pintle_tests::fds(shim.pid());
+                    if now.len() <= open + count + 1 {
+                        Ok(())
+                    } else {
+                        Err(format!("{now:?}, {open} at first"))
+                    }
+                })
+                .await;
+            }
             assert_eq!(task.state("").await.unwrap().status.enum_value(), Ok(task::Status::RUNNING), "{n}");
             task.kill("", 9).await.unwrap();
             assert_eq!(task.wait("").await, Ok(137));

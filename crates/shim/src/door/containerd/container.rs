@@ -92,8 +92,18 @@ pub(super) struct ContainerState {
     cgroups: Arc<Cgroups>,
     pub(super) oom: Option<Arc<OomWatch>>,
     pub(super) oom_kills: u64,
-    /// Ended with the container.
-    pub(super) oom_task: Option<AbortHandle>,
+    /// Ends with the container, also with one whose create fails late.
+    pub(super) oom_task: Option<OomTask>,
+}
+
+/// The task that follows a container's memory. Its descriptors are the container's, and the shim may have others for a long
+/// time yet.
+pub(super) struct OomTask(AbortHandle);
+
+impl Drop for OomTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Restore instead of create.
@@ -313,11 +323,7 @@ impl Container {
                     container.tell_oom(kills);
                 }
             });
-            // Its descriptors are this container's, and the shim may have others for a long time yet.
-            let before = self.lock().oom_task.replace(task.abort_handle());
-            if let Some(before) = before {
-                before.abort();
-            }
+            self.lock().oom_task = Some(OomTask(task.abort_handle()));
         }
     }
 

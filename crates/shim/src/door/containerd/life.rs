@@ -211,9 +211,7 @@ impl Container {
             state.deleted = true;
             state.muted = true;
             state.oom = None;
-            if let Some(task) = state.oom_task.take() {
-                task.abort();
-            }
+            state.oom_task = None;
         }
         lock(&self.shared.containers).remove(&self.id);
         self.shared.touched.send_modify(|n| *n += 1);
